@@ -1,0 +1,123 @@
+"""Reads `penstock.yaml`: every fault at once, by path and line; reloads it when it changes.
+
+A file that became faulty keeps the last good one in use and says so.
+"""
+
+from collections.abc import Callable
+import logging
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from watchfiles import awatch
+
+from penstock.core.catalogue import Catalogue
+
+logger = logging.getLogger(__name__)
+
+FILE_BYTES_MAX = 4 * 1024 * 1024
+"""A catalogue of thousands of models is far smaller; more is a wrong path."""
+
+
+class ConfigError(Exception):
+    """The file's faults, one a line: `path:line: field: what is wrong`."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+def load(path: Path) -> Catalogue:
+    """The file's catalogue.
+
+    Raises:
+        ConfigError: with all faults of the file.
+    """
+    try:
+        if path.stat().st_size > FILE_BYTES_MAX:
+            raise ConfigError([f"{path}: larger than {FILE_BYTES_MAX} bytes; is it the right file?"])
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: cannot be read: {error}"]) from None
+    return parse(text, str(path))
+
+
+def parse(text: str, name: str = "penstock.yaml") -> Catalogue:
+    try:
+        tree = YAML(typ="rt").load(text)
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError([f"{name}:{line}: {str(error.problem).splitlines()[0]}"]) from None
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError([f"{name}:{line}: no valid YAML: {error.problem}"]) from None
+    except YAMLError as error:
+        raise ConfigError([f"{name}: no valid YAML: {error}"]) from None
+    if not isinstance(tree, CommentedMap):
+        raise ConfigError([f"{name}:1: is empty; see `penstock config example`"])
+    try:
+        catalogue = Catalogue.model_validate(YAML(typ="safe", pure=True).load(text))
+    except ValidationError as error:
+        raise ConfigError(
+            [
+                _fault(name, tree, e["loc"], e["msg"].removeprefix("Value error, "))
+                for e in error.errors(include_url=False, include_input=False)
+            ]
+        ) from None
+    faults = [_fault(name, tree, path, message) for path, message in catalogue.faults()]
+    if faults:
+        raise ConfigError(faults)
+    return catalogue
+
+
+def _fault(name: str, tree: Any, path: tuple[str | int, ...], message: str) -> str:
+    field = ".".join(str(p) for p in path if p != "[key]") or "(file)"
+    return f"{name}:{_line(tree, path)}: {field}: {message}"
+
+
+def _line(node: Any, path: tuple[str | int, ...]) -> int:
+    """The line of the deepest part of `path` that the file has."""
+    line = node.lc.line + 1
+    for part in path:
+        if isinstance(node, CommentedMap) and part in node:
+            line = node.lc.key(part)[0] + 1
+        elif isinstance(node, CommentedSeq) and isinstance(part, int) and part < len(node):
+            line = node.lc.item(part)[0] + 1
+        else:
+            break
+        node = node[part]
+    return int(line)
+
+
+class LiveCatalogue:
+    """The catalogue in use. `current` is replaced as a whole: a request keeps the one it began with."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.current = load(path)
+        self.faults: list[str] = []
+        """Of the file as it lies there now; empty while it is the one in use."""
+
+    async def watch(self, on_change: Callable[[Catalogue], None] = lambda _: None) -> None:
+        """Runs for ever: takes over each good change of the file."""
+        # The folder is watched: editors and ConfigMaps replace the file, which ends a watch on it.
+        async for changes in awatch(self._path.parent, recursive=False):
+            if any(Path(p).name in {self._path.name, "..data"} for _, p in changes):
+                self.reload(on_change)
+
+    def reload(self, on_change: Callable[[Catalogue], None] = lambda _: None) -> None:
+        try:
+            fresh = load(self._path)
+        except ConfigError as error:
+            self.faults = error.faults
+            logger.error("configuration is faulty, the last good one stays in use:\n%s", error)
+            return
+        self.faults = []
+        if fresh != self.current:
+            self.current = fresh
+            logger.info("configuration reloaded from %s", self._path)
+            on_change(fresh)

@@ -1,0 +1,89 @@
+"""Errors on the wire: PenstockError to google.rpc.Status and back."""
+
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+import grpc
+from grpc_status import rpc_status
+
+from penstock.core import errors
+
+_BY_REASON: dict[str, type[errors.PenstockError]] = {}
+_BY_CODE: dict[grpc.StatusCode, type[errors.PenstockError]] = {}
+
+
+def _index() -> None:
+    for kind in errors.PenstockError.__subclasses__():
+        _BY_REASON[kind.default_reason] = kind
+        _BY_CODE.setdefault(kind.code, kind)
+
+
+_index()
+
+
+def to_status(error: errors.PenstockError) -> status_pb2.Status:
+    """google.rpc.Status with ErrorInfo, and BadRequest / RetryInfo where they apply."""
+    details = [
+        error_details_pb2.ErrorInfo(
+            reason=error.reason, domain=errors.DOMAIN, metadata=error.metadata
+        )
+    ]
+    if error.violations:
+        details.append(
+            error_details_pb2.BadRequest(
+                field_violations=[
+                    error_details_pb2.BadRequest.FieldViolation(
+                        field=v.field, description=v.description
+                    )
+                    for v in error.violations
+                ]
+            )
+        )
+    if error.retry_after_seconds is not None:
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(max(0, round(error.retry_after_seconds * 1000)))
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    packed = []
+    for detail in details:
+        holder = any_pb2.Any()
+        holder.Pack(detail)
+        packed.append(holder)
+    code = code_pb2.Code.Value(error.code.name)
+    return status_pb2.Status(code=code, message=error.message, details=packed)
+
+
+def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.PenstockError:
+    """The PenstockError that a peer meant; an unknown peer's error by its code alone."""
+    message = error.details() or error.code().name
+    reason, metadata, violations, retry_after = None, {}, [], None
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    for detail in status.details if status else ():
+        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
+            info = error_details_pb2.ErrorInfo()
+            detail.Unpack(info)
+            reason, metadata = info.reason, dict(info.metadata)
+        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
+            bad = error_details_pb2.BadRequest()
+            detail.Unpack(bad)
+            violations = [
+                errors.FieldViolation(v.field, v.description) for v in bad.field_violations
+            ]
+        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
+            retry = error_details_pb2.RetryInfo()
+            detail.Unpack(retry)
+            retry_after = retry.retry_delay.ToMilliseconds() / 1000
+    return kind_of(error.code(), reason)(
+        message,
+        reason=reason,
+        metadata=metadata,
+        violations=violations,
+        retry_after_seconds=retry_after,
+    )
+
+
+def kind_of(code: grpc.StatusCode, reason: str | None = None) -> type[errors.PenstockError]:
+    """The class for a reason, else for a code. An error with reason BUDGET_EXCEEDED is a BudgetExceeded."""
+    if reason in _BY_REASON and _BY_REASON[reason].code == code:
+        return _BY_REASON[reason]
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return errors.CapacityExhausted
+    return _BY_CODE.get(code, errors.Internal)
