@@ -8,12 +8,12 @@ Usage: python requirements/lock_vllm.py   (elsewhere: with `PIP_EXTRA_INDEX_URL`
 """
 
 import json
-from pathlib import Path
 import platform
 import re
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -40,7 +40,7 @@ TORCH_COMMENT = """\
 
 
 def resolve(source: Path) -> dict[str, Any]:
-    """pip's installation report for `source`, as from an empty environment."""
+    """Pip's installation report for `source`, as from an empty environment."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run"]
@@ -65,7 +65,12 @@ def entry(item: dict[str, Any]) -> tuple[str, str]:
 
 
 def main() -> None:
-    here = (platform.python_implementation(), sys.version_info[:2], sys.platform, platform.machine())
+    here = (
+        platform.python_implementation(),
+        sys.version_info[:2],
+        sys.platform,
+        platform.machine(),
+    )
     if here != ("CPython", (3, 11), "linux", "x86_64"):
         raise SystemExit(f"the lock is for CPython 3.11 on x86-64 Linux; this is {here}")
     entries = dict(entry(item) for item in resolve(SOURCE)["install"])

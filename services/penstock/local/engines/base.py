@@ -34,7 +34,7 @@ class EngineSettings:
     """Of one slot: prompt and completion together."""
     slots: int
     """Choices that are generated at once."""
-    threads: int = 2
+    threads: int = 1
     gpus: float = 0
     format: str = ""
 
