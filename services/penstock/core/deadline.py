@@ -26,4 +26,6 @@ class Deadline:
     def check(self) -> None:
         """Raises DeadlineExceeded where nothing is left."""
         if self.remaining_seconds() <= 0:
-            raise DeadlineExceeded("the deadline has passed; allow more time or ask for fewer tokens")
+            raise DeadlineExceeded(
+                "the deadline has passed; allow more time or ask for fewer tokens"
+            )

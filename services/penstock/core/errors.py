@@ -6,15 +6,15 @@ PenstockError
 ├── PermissionDenied      PERMISSION_DENIED  403  ask for a key that may
 ├── NotFound              NOT_FOUND          404  name something that exists
 ├── Conflict              ALREADY_EXISTS     409  the id or name is taken by something else
-├── FailedPrecondition    FAILED_PRECONDITION 400 configuration or state forbids it; a retry does not help
+├── FailedPrecondition    FAILED_PRECONDITION 400 configuration or state forbids it; do not retry
 ├── BudgetExceeded        RESOURCE_EXHAUSTED 429  wait for the reset, or raise the budget
-├── CapacityExhausted     RESOURCE_EXHAUSTED 429  try again after `retry_after_seconds`
-├── UpstreamRateLimited   RESOURCE_EXHAUSTED 429  the provider's limit: try again after `retry_after_seconds`
+├── CapacityExhausted     RESOURCE_EXHAUSTED 429  again after `retry_after_seconds`
+├── UpstreamRateLimited   RESOURCE_EXHAUSTED 429  the provider's limit; again after that time
 ├── DeadlineExceeded      DEADLINE_EXCEEDED  504  give more time
 ├── Cancelled             CANCELLED          499  the client went away
 ├── Unavailable           UNAVAILABLE        503  a part is down; retry with back-off
 ├── UpstreamFailed        UNAVAILABLE        502  the upstream failed; retry
-├── StreamBroken          ABORTED            502  broke after the first byte: what was delivered is charged
+├── StreamBroken          ABORTED            502  broke after the first byte; what was delivered counts
 └── Internal              INTERNAL           500  our fault; report it
 """
 
@@ -73,7 +73,9 @@ class InvalidRequest(PenstockError):
     default_reason = "INVALID_REQUEST"
 
     @classmethod
-    def of(cls, violations: Sequence[FieldViolation], *, reason: str | None = None) -> "InvalidRequest":
+    def of(
+        cls, violations: Sequence[FieldViolation], *, reason: str | None = None
+    ) -> "InvalidRequest":
         """One error for all faults of a request."""
         text = "; ".join(f"{v.field}: {v.description}" for v in violations)
         return cls(text, reason=reason, violations=violations)

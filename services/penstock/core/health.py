@@ -1,4 +1,6 @@
-"""Health as a set of named components. It starts unhealthy; SIGTERM is one more component going false."""
+"""Health as a set of named components. It starts unhealthy; SIGTERM is one more component going
+false.
+"""
 
 from collections.abc import Iterable
 

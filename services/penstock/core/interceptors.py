@@ -1,11 +1,13 @@
-"""What every server does around every call: checks the bearer token, turns errors into google.rpc.Status."""
+"""What every server does around every call: checks the bearer token, turns errors into
+google.rpc.Status.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 import hmac
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 import grpc
@@ -19,8 +21,9 @@ STATUS_DETAILS = "grpc-status-details-bin"
 OPEN_METHODS = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 """Tell nothing of money or answers; load balancers and tools call them without a token."""
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler]]"
+Handler: TypeAlias = Any
+"""grpc.RpcMethodHandler, whose fields differ by the kind of call."""
+Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.PenstockError) -> None:
@@ -38,7 +41,9 @@ def _told(error: BaseException) -> errors.PenstockError:
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """PenstockError → its code and details; anything else → INTERNAL, logged, its text kept to ourselves."""
+    """PenstockError → its code and details; anything else → INTERNAL, logged, its text kept to
+    ourselves.
+    """
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -47,7 +52,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         if handler is None or handler_call_details.method.startswith(OPEN_METHODS):
             return handler
         if handler.response_streaming:
-            inner_stream = handler.stream_stream or handler.unary_stream
+            inner_stream: Any = handler.stream_stream or handler.unary_stream
 
             async def stream(request: Any, context: Any) -> Any:
                 try:
@@ -55,7 +60,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                         yield reply
                 except (asyncio.CancelledError, grpc.aio.AbortError):
                     raise
-                except Exception as error:  # the boundary: whatever it is, the caller gets a code
+                except Exception as error:  # noqa: BLE001 - the boundary: the caller gets a code
                     await abort(context, _told(error))
 
             make = (
@@ -64,14 +69,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 else grpc.unary_stream_rpc_method_handler
             )
             return make(stream, handler.request_deserializer, handler.response_serializer)
-        inner = handler.stream_unary or handler.unary_unary
+        inner: Any = handler.stream_unary or handler.unary_unary
 
         async def unary(request: Any, context: Any) -> Any:
             try:
                 return await inner(request, context)
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
-            except Exception as error:  # the boundary: whatever it is, the caller gets a code
+            except Exception as error:  # noqa: BLE001 - the boundary: the caller gets a code
                 await abort(context, _told(error))
 
         make_unary = (

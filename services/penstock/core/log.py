@@ -9,6 +9,9 @@ import msgspec
 
 _encode = msgspec.json.Encoder().encode
 
+CHATTY = ("httpx", "watchfiles")
+"""They tell every request and every touched file; a log in a watched folder would feed itself."""
+
 
 class JsonFormatter(logging.Formatter):
     def __init__(self, service: str) -> None:
@@ -36,3 +39,5 @@ def setup(service: str) -> None:
     logging.basicConfig(
         level=os.environ.get("PENSTOCK_LOG_LEVEL", "INFO").upper(), handlers=[handler], force=True
     )
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)

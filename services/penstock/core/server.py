@@ -1,10 +1,12 @@
-"""A gRPC server as all our services run it: token, errors, health, reflection, limits, graceful drain."""
+"""A gRPC server as all our services run it: token, errors, health, reflection, limits, graceful
+drain.
+"""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
 import logging
 import signal
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -30,9 +32,12 @@ class Server:
     """One listening port.
 
     Attributes:
-        add: Registers the servicers, e.g. `lambda s: add_QuotaServiceServicer_to_server(service, s)`.
-        services: Full names, for reflection: `DESCRIPTOR.services_by_name["QuotaService"].full_name`.
-        token: Demanded of every call; None where the service checks its callers itself (the router).
+        add: Registers the servicers, e.g. `lambda s: add_QuotaServiceServicer_to_server(service,
+        s)`.
+        services: Full names, for reflection:
+        `DESCRIPTOR.services_by_name["QuotaService"].full_name`.
+        token: Demanded of every call; None where the service checks its callers itself (the
+        router).
     """
 
     listen: str

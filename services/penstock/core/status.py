@@ -1,8 +1,8 @@
 """Errors on the wire: PenstockError to google.rpc.Status and back."""
 
+import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
-import grpc
 from grpc_status import rpc_status
 
 from penstock.core import errors
@@ -55,7 +55,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.PenstockError:
     """The PenstockError that a peer meant; an unknown peer's error by its code alone."""
     message = error.details() or error.code().name
     reason, metadata, violations, retry_after = None, {}, [], None
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has what a Call has
     for detail in status.details if status else ():
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             info = error_details_pb2.ErrorInfo()
@@ -81,7 +81,9 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.PenstockError:
 
 
 def kind_of(code: grpc.StatusCode, reason: str | None = None) -> type[errors.PenstockError]:
-    """The class for a reason, else for a code. An error with reason BUDGET_EXCEEDED is a BudgetExceeded."""
+    """The class for a reason, else for a code. An error with reason BUDGET_EXCEEDED is a
+    BudgetExceeded.
+    """
     if reason in _BY_REASON and _BY_REASON[reason].code == code:
         return _BY_REASON[reason]
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:

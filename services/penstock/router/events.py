@@ -1,4 +1,6 @@
-"""What a request's flow tells its front, in this order: Started, Delta…, Done. Or an error, at any point."""
+"""What a request's flow tells its front, in this order: Started, Delta…, Done. Or an error, at
+any point.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,6 @@
-"""What the flow needs of the other services, as Protocols: `ledger.py` and `answers.py` speak the wire."""
+"""What the flow needs of the other services, as Protocols: `ledger.py` and `answers.py` speak the
+wire.
+"""
 
 from typing import Protocol
 
@@ -19,7 +21,9 @@ from penstock.router.backends.base import Views
 
 
 class Ledger(Protocol):
-    """The quota service. Retries with the same id until there is an answer (LEDGER, the router's side)."""
+    """The quota service. Retries with the same id until there is an answer (LEDGER, the router's
+    side).
+    """
 
     async def reserve(
         self, request: ReserveRequest, deadline: Deadline, traceparent: str = ""
@@ -28,7 +32,8 @@ class Ledger(Protocol):
 
         Raises:
             BudgetExceeded: names the budget, its window and its reset.
-            Unavailable: LEDGER_UNAVAILABLE; a hold whose answer was lost is voided in the background.
+            Unavailable: LEDGER_UNAVAILABLE; a hold whose answer was lost is voided in the
+            background.
             DeadlineExceeded, InvalidRequest, Conflict: as the quota service says.
         """
         ...

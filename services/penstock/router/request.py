@@ -1,4 +1,6 @@
-"""A request as the flow sees it: validated, its caller known, its deadline set. Both fronts make one."""
+"""A request as the flow sees it: validated, its caller known, its deadline set. Both fronts make
+one.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +25,8 @@ class Request:
     user: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     client_request_id: str = ""
+    traceparent: str = ""
+    """Of the caller's own trace (W3C); empty: the request begins one."""
 
     @property
     def choices(self) -> int:

@@ -83,6 +83,10 @@ class LookupResponse(_message.Message):
         """No entry; the caller leads and must Store or Abandon with `flight_token`."""
         VERDICT_WAIT_EXPIRED: LookupResponse._Verdict.ValueType  # 5
         """Waited in vain: no answer within wait_ms_max. The caller goes alone."""
+        VERDICT_WAITING: LookupResponse._Verdict.ValueType  # 6
+        """Only in Batch, and not the last result of its operation: nothing is stored, the lookup waits for a
+        flight's leader. It tells a sender with a short time-out that the cache is there.
+        """
 
     class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper): ...
     VERDICT_UNSPECIFIED: LookupResponse.Verdict.ValueType  # 0
@@ -94,6 +98,10 @@ class LookupResponse(_message.Message):
     """No entry; the caller leads and must Store or Abandon with `flight_token`."""
     VERDICT_WAIT_EXPIRED: LookupResponse.Verdict.ValueType  # 5
     """Waited in vain: no answer within wait_ms_max. The caller goes alone."""
+    VERDICT_WAITING: LookupResponse.Verdict.ValueType  # 6
+    """Only in Batch, and not the last result of its operation: nothing is stored, the lookup waits for a
+    flight's leader. It tells a sender with a short time-out that the cache is there.
+    """
 
     VERDICT_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from penstock.quota.v1 import quota_pb2 as penstock_dot_quota_dot_v1_dot_quota__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpenstock/quota/v1/admin.proto\x12\x11penstock.quota.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpenstock/quota/v1/quota.proto\"\xe0\x01\n\x07\x41\x63\x63ount\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x04kind\x18\x02 \x01(\x0e\x32\x1f.penstock.quota.v1.Account.Kind\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06org_id\x18\x04 \x01(\t\x12\x11\n\tsuspended\x18\x05 \x01(\x08\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"9\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0c\n\x08KIND_ORG\x10\x01\x12\r\n\tKIND_TEAM\x10\x02\"c\n\x14\x43reateAccountRequest\x12-\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.penstock.quota.v1.Account.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06org_id\x18\x03 \x01(\t\"\x15\n\x13ListAccountsRequest\"D\n\x14ListAccountsResponse\x12,\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x1a.penstock.quota.v1.Account\"\xbc\x02\n\x03Key\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06org_id\x18\x03 \x01(\t\x12\x0f\n\x07team_id\x18\x04 \x01(\t\x12\x31\n\x05state\x18\x05 \x01(\x0e\x32\".penstock.quota.v1.Principal.State\x12\x16\n\x0e\x61llowed_models\x18\x06 \x03(\t\x12\x12\n\nlocal_only\x18\x07 \x01(\x08\x12\x17\n\x0f\x66\x61il_open_local\x18\x08 \x01(\x08\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\nexpires_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x12\x0e\n\x06prefix\x18\x0b \x01(\tB\r\n\x0b_expires_at\"\xba\x01\n\x10\x43reateKeyRequest\x12\x0f\n\x07team_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61llowed_models\x18\x03 \x03(\t\x12\x12\n\nlocal_only\x18\x04 \x01(\x08\x12\x17\n\x0f\x66\x61il_open_local\x18\x05 \x01(\x08\x12\x33\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x42\r\n\x0b_expires_at\"H\n\x11\x43reateKeyResponse\x12#\n\x03key\x18\x01 \x01(\x0b\x32\x16.penstock.quota.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\"\n\x0fListKeysRequest\x12\x0f\n\x07team_id\x18\x01 \x01(\t\"8\n\x10ListKeysResponse\x12$\n\x04keys\x18\x01 \x03(\x0b\x32\x16.penstock.quota.v1.Key\"\"\n\x10RevokeKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"\xf9\x02\n\x06\x42udget\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12\x30\n\x06window\x18\x04 \x01(\x0e\x32 .penstock.quota.v1.Budget.Window\x12\x11\n\ttime_zone\x18\x05 \x01(\t\x12\x16\n\x0elimit_nano_usd\x18\x06 \x01(\x03\x12\x11\n\tunlimited\x18\x07 \x01(\x08\x12\x17\n\x0fposted_nano_usd\x18\x08 \x01(\x03\x12\x15\n\rheld_nano_usd\x18\t \x01(\x03\x12\x19\n\x11suspense_nano_usd\x18\n \x01(\x03\x12\x32\n\tresets_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\"D\n\x06Window\x12\x16\n\x12WINDOW_UNSPECIFIED\x10\x00\x12\x10\n\x0cWINDOW_TOTAL\x10\x01\x12\x10\n\x0cWINDOW_MONTH\x10\x02\x42\x0c\n\n_resets_at\"\xb1\x01\n\x10SetBudgetRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x30\n\x06window\x18\x02 \x01(\x0e\x32 .penstock.quota.v1.Budget.Window\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\ttime_zone\x18\x04 \x01(\t\x12\x18\n\x0elimit_nano_usd\x18\x05 \x01(\x03H\x00\x12\x13\n\tunlimited\x18\x06 \x01(\x08H\x00\x42\x07\n\x05limit\"(\n\x12ListBudgetsRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\"A\n\x13ListBudgetsResponse\x12*\n\x07\x62udgets\x18\x01 \x03(\x0b\x32\x19.penstock.quota.v1.Budget\"\x9a\x03\n\x05\x45ntry\x12\n\n\x02id\x18\x01 \x01(\x03\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\toperation\x18\x03 \x01(\t\x12\x16\n\x0ereservation_id\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\x05\x12\x0e\n\x06key_id\x18\x07 \x01(\t\x12\x10\n\x08provider\x18\x08 \x01(\t\x12\r\n\x05model\x18\t \x01(\t\x12\x17\n\x0fposted_nano_usd\x18\n \x01(\x03\x12\x1b\n\x13held_delta_nano_usd\x18\x0b \x01(\x03\x12\x1f\n\x17suspense_delta_nano_usd\x18\x0c \x01(\x03\x12\x15\n\rprompt_tokens\x18\r \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x0e \x01(\x03\x12\x11\n\testimated\x18\x0f \x01(\x08\x12\x0f\n\x07overage\x18\x10 \x01(\x08\x12\x0c\n\x04late\x18\x11 \x01(\x08\x12\x0f\n\x07outcome\x18\x12 \x01(\t\x12\x10\n\x08trace_id\x18\x13 \x01(\t\"_\n\x12ListEntriesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"Y\n\x13ListEntriesResponse\x12)\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x18.penstock.quota.v1.Entry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x99\x01\n\x0fGetUsageRequest\x12.\n\x05since\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x12.\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x01\x88\x01\x01\x12\x12\n\naccount_id\x18\x03 \x01(\tB\x08\n\x06_sinceB\x08\n\x06_until\"\x87\x02\n\x08UsageRow\x12\x0e\n\x06org_id\x18\x01 \x01(\t\x12\x0f\n\x07team_id\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x10\n\x08provider\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x07 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x08 \x01(\x03\x12\x17\n\x0fposted_nano_usd\x18\t \x01(\x03\x12\x15\n\rheld_nano_usd\x18\n \x01(\x03\x12\x19\n\x11suspense_nano_usd\x18\x0b \x01(\x03\x12\x1a\n\x12\x65stimated_nano_usd\x18\x0c \x01(\x03\"=\n\x10GetUsageResponse\x12)\n\x04rows\x18\x01 \x03(\x0b\x32\x1b.penstock.quota.v1.UsageRow2\x9a\x06\n\x0c\x41\x64minService\x12T\n\rCreateAccount\x12\'.penstock.quota.v1.CreateAccountRequest\x1a\x1a.penstock.quota.v1.Account\x12_\n\x0cListAccounts\x12&.penstock.quota.v1.ListAccountsRequest\x1a\'.penstock.quota.v1.ListAccountsResponse\x12V\n\tCreateKey\x12#.penstock.quota.v1.CreateKeyRequest\x1a$.penstock.quota.v1.CreateKeyResponse\x12S\n\x08ListKeys\x12\".penstock.quota.v1.ListKeysRequest\x1a#.penstock.quota.v1.ListKeysResponse\x12H\n\tRevokeKey\x12#.penstock.quota.v1.RevokeKeyRequest\x1a\x16.penstock.quota.v1.Key\x12K\n\tSetBudget\x12#.penstock.quota.v1.SetBudgetRequest\x1a\x19.penstock.quota.v1.Budget\x12\\\n\x0bListBudgets\x12%.penstock.quota.v1.ListBudgetsRequest\x1a&.penstock.quota.v1.ListBudgetsResponse\x12\\\n\x0bListEntries\x12%.penstock.quota.v1.ListEntriesRequest\x1a&.penstock.quota.v1.ListEntriesResponse\x12S\n\x08GetUsage\x12\".penstock.quota.v1.GetUsageRequest\x1a#.penstock.quota.v1.GetUsageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpenstock/quota/v1/admin.proto\x12\x11penstock.quota.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dpenstock/quota/v1/quota.proto\"\xe0\x01\n\x07\x41\x63\x63ount\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x04kind\x18\x02 \x01(\x0e\x32\x1f.penstock.quota.v1.Account.Kind\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06org_id\x18\x04 \x01(\t\x12\x11\n\tsuspended\x18\x05 \x01(\x08\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"9\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x0c\n\x08KIND_ORG\x10\x01\x12\r\n\tKIND_TEAM\x10\x02\"c\n\x14\x43reateAccountRequest\x12-\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.penstock.quota.v1.Account.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06org_id\x18\x03 \x01(\t\"<\n\x13SetSuspendedRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x11\n\tsuspended\x18\x02 \x01(\x08\"\x15\n\x13ListAccountsRequest\"D\n\x14ListAccountsResponse\x12,\n\x08\x61\x63\x63ounts\x18\x01 \x03(\x0b\x32\x1a.penstock.quota.v1.Account\"\xbc\x02\n\x03Key\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06org_id\x18\x03 \x01(\t\x12\x0f\n\x07team_id\x18\x04 \x01(\t\x12\x31\n\x05state\x18\x05 \x01(\x0e\x32\".penstock.quota.v1.Principal.State\x12\x16\n\x0e\x61llowed_models\x18\x06 \x03(\t\x12\x12\n\nlocal_only\x18\x07 \x01(\x08\x12\x17\n\x0f\x66\x61il_open_local\x18\x08 \x01(\x08\x12.\n\ncreated_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\nexpires_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x12\x0e\n\x06prefix\x18\x0b \x01(\tB\r\n\x0b_expires_at\"\xba\x01\n\x10\x43reateKeyRequest\x12\x0f\n\x07team_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61llowed_models\x18\x03 \x03(\t\x12\x12\n\nlocal_only\x18\x04 \x01(\x08\x12\x17\n\x0f\x66\x61il_open_local\x18\x05 \x01(\x08\x12\x33\n\nexpires_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x42\r\n\x0b_expires_at\"H\n\x11\x43reateKeyResponse\x12#\n\x03key\x18\x01 \x01(\x0b\x32\x16.penstock.quota.v1.Key\x12\x0e\n\x06secret\x18\x02 \x01(\t\"\"\n\x0fListKeysRequest\x12\x0f\n\x07team_id\x18\x01 \x01(\t\"8\n\x10ListKeysResponse\x12$\n\x04keys\x18\x01 \x03(\x0b\x32\x16.penstock.quota.v1.Key\"\"\n\x10RevokeKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\"\xf9\x02\n\x06\x42udget\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12\x30\n\x06window\x18\x04 \x01(\x0e\x32 .penstock.quota.v1.Budget.Window\x12\x11\n\ttime_zone\x18\x05 \x01(\t\x12\x16\n\x0elimit_nano_usd\x18\x06 \x01(\x03\x12\x11\n\tunlimited\x18\x07 \x01(\x08\x12\x17\n\x0fposted_nano_usd\x18\x08 \x01(\x03\x12\x15\n\rheld_nano_usd\x18\t \x01(\x03\x12\x19\n\x11suspense_nano_usd\x18\n \x01(\x03\x12\x32\n\tresets_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\"D\n\x06Window\x12\x16\n\x12WINDOW_UNSPECIFIED\x10\x00\x12\x10\n\x0cWINDOW_TOTAL\x10\x01\x12\x10\n\x0cWINDOW_MONTH\x10\x02\x42\x0c\n\n_resets_at\"\xb1\x01\n\x10SetBudgetRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\x12\x30\n\x06window\x18\x02 \x01(\x0e\x32 .penstock.quota.v1.Budget.Window\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x11\n\ttime_zone\x18\x04 \x01(\t\x12\x18\n\x0elimit_nano_usd\x18\x05 \x01(\x03H\x00\x12\x13\n\tunlimited\x18\x06 \x01(\x08H\x00\x42\x07\n\x05limit\"(\n\x12ListBudgetsRequest\x12\x12\n\naccount_id\x18\x01 \x01(\t\"A\n\x13ListBudgetsResponse\x12*\n\x07\x62udgets\x18\x01 \x03(\x0b\x32\x19.penstock.quota.v1.Budget\"\x9a\x03\n\x05\x45ntry\x12\n\n\x02id\x18\x01 \x01(\x03\x12&\n\x02\x61t\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\toperation\x18\x03 \x01(\t\x12\x16\n\x0ereservation_id\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\x05\x12\x0e\n\x06key_id\x18\x07 \x01(\t\x12\x10\n\x08provider\x18\x08 \x01(\t\x12\r\n\x05model\x18\t \x01(\t\x12\x17\n\x0fposted_nano_usd\x18\n \x01(\x03\x12\x1b\n\x13held_delta_nano_usd\x18\x0b \x01(\x03\x12\x1f\n\x17suspense_delta_nano_usd\x18\x0c \x01(\x03\x12\x15\n\rprompt_tokens\x18\r \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x0e \x01(\x03\x12\x11\n\testimated\x18\x0f \x01(\x08\x12\x0f\n\x07overage\x18\x10 \x01(\x08\x12\x0c\n\x04late\x18\x11 \x01(\x08\x12\x0f\n\x07outcome\x18\x12 \x01(\t\x12\x10\n\x08trace_id\x18\x13 \x01(\t\"_\n\x12ListEntriesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06key_id\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"Y\n\x13ListEntriesResponse\x12)\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x18.penstock.quota.v1.Entry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x99\x01\n\x0fGetUsageRequest\x12.\n\x05since\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x88\x01\x01\x12.\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x01\x88\x01\x01\x12\x12\n\naccount_id\x18\x03 \x01(\tB\x08\n\x06_sinceB\x08\n\x06_until\"\x87\x02\n\x08UsageRow\x12\x0e\n\x06org_id\x18\x01 \x01(\t\x12\x0f\n\x07team_id\x18\x02 \x01(\t\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x10\n\x08provider\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\x03\x12\x15\n\rprompt_tokens\x18\x07 \x01(\x03\x12\x19\n\x11\x63ompletion_tokens\x18\x08 \x01(\x03\x12\x17\n\x0fposted_nano_usd\x18\t \x01(\x03\x12\x15\n\rheld_nano_usd\x18\n \x01(\x03\x12\x19\n\x11suspense_nano_usd\x18\x0b \x01(\x03\x12\x1a\n\x12\x65stimated_nano_usd\x18\x0c \x01(\x03\"=\n\x10GetUsageResponse\x12)\n\x04rows\x18\x01 \x03(\x0b\x32\x1b.penstock.quota.v1.UsageRow2\xc6\x07\n\x0c\x41\x64minService\x12T\n\rCreateAccount\x12\'.penstock.quota.v1.CreateAccountRequest\x1a\x1a.penstock.quota.v1.Account\x12_\n\x0cListAccounts\x12&.penstock.quota.v1.ListAccountsRequest\x1a\'.penstock.quota.v1.ListAccountsResponse\x12R\n\x0cSetSuspended\x12&.penstock.quota.v1.SetSuspendedRequest\x1a\x1a.penstock.quota.v1.Account\x12V\n\tCreateKey\x12#.penstock.quota.v1.CreateKeyRequest\x1a$.penstock.quota.v1.CreateKeyResponse\x12S\n\x08ListKeys\x12\".penstock.quota.v1.ListKeysRequest\x1a#.penstock.quota.v1.ListKeysResponse\x12H\n\tRevokeKey\x12#.penstock.quota.v1.RevokeKeyRequest\x1a\x16.penstock.quota.v1.Key\x12K\n\tSetBudget\x12#.penstock.quota.v1.SetBudgetRequest\x1a\x19.penstock.quota.v1.Budget\x12\\\n\x0bListBudgets\x12%.penstock.quota.v1.ListBudgetsRequest\x1a&.penstock.quota.v1.ListBudgetsResponse\x12\\\n\x0bListEntries\x12%.penstock.quota.v1.ListEntriesRequest\x1a&.penstock.quota.v1.ListEntriesResponse\x12S\n\x08GetUsage\x12\".penstock.quota.v1.GetUsageRequest\x1a#.penstock.quota.v1.GetUsageResponse\x12V\n\x0fResolveSuspense\x12 .penstock.quota.v1.SettleRequest\x1a!.penstock.quota.v1.SettleResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,44 +39,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ACCOUNT_KIND']._serialized_end=341
   _globals['_CREATEACCOUNTREQUEST']._serialized_start=343
   _globals['_CREATEACCOUNTREQUEST']._serialized_end=442
-  _globals['_LISTACCOUNTSREQUEST']._serialized_start=444
-  _globals['_LISTACCOUNTSREQUEST']._serialized_end=465
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=467
-  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=535
-  _globals['_KEY']._serialized_start=538
-  _globals['_KEY']._serialized_end=854
-  _globals['_CREATEKEYREQUEST']._serialized_start=857
-  _globals['_CREATEKEYREQUEST']._serialized_end=1043
-  _globals['_CREATEKEYRESPONSE']._serialized_start=1045
-  _globals['_CREATEKEYRESPONSE']._serialized_end=1117
-  _globals['_LISTKEYSREQUEST']._serialized_start=1119
-  _globals['_LISTKEYSREQUEST']._serialized_end=1153
-  _globals['_LISTKEYSRESPONSE']._serialized_start=1155
-  _globals['_LISTKEYSRESPONSE']._serialized_end=1211
-  _globals['_REVOKEKEYREQUEST']._serialized_start=1213
-  _globals['_REVOKEKEYREQUEST']._serialized_end=1247
-  _globals['_BUDGET']._serialized_start=1250
-  _globals['_BUDGET']._serialized_end=1627
-  _globals['_BUDGET_WINDOW']._serialized_start=1545
-  _globals['_BUDGET_WINDOW']._serialized_end=1613
-  _globals['_SETBUDGETREQUEST']._serialized_start=1630
-  _globals['_SETBUDGETREQUEST']._serialized_end=1807
-  _globals['_LISTBUDGETSREQUEST']._serialized_start=1809
-  _globals['_LISTBUDGETSREQUEST']._serialized_end=1849
-  _globals['_LISTBUDGETSRESPONSE']._serialized_start=1851
-  _globals['_LISTBUDGETSRESPONSE']._serialized_end=1916
-  _globals['_ENTRY']._serialized_start=1919
-  _globals['_ENTRY']._serialized_end=2329
-  _globals['_LISTENTRIESREQUEST']._serialized_start=2331
-  _globals['_LISTENTRIESREQUEST']._serialized_end=2426
-  _globals['_LISTENTRIESRESPONSE']._serialized_start=2428
-  _globals['_LISTENTRIESRESPONSE']._serialized_end=2517
-  _globals['_GETUSAGEREQUEST']._serialized_start=2520
-  _globals['_GETUSAGEREQUEST']._serialized_end=2673
-  _globals['_USAGEROW']._serialized_start=2676
-  _globals['_USAGEROW']._serialized_end=2939
-  _globals['_GETUSAGERESPONSE']._serialized_start=2941
-  _globals['_GETUSAGERESPONSE']._serialized_end=3002
-  _globals['_ADMINSERVICE']._serialized_start=3005
-  _globals['_ADMINSERVICE']._serialized_end=3799
+  _globals['_SETSUSPENDEDREQUEST']._serialized_start=444
+  _globals['_SETSUSPENDEDREQUEST']._serialized_end=504
+  _globals['_LISTACCOUNTSREQUEST']._serialized_start=506
+  _globals['_LISTACCOUNTSREQUEST']._serialized_end=527
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_start=529
+  _globals['_LISTACCOUNTSRESPONSE']._serialized_end=597
+  _globals['_KEY']._serialized_start=600
+  _globals['_KEY']._serialized_end=916
+  _globals['_CREATEKEYREQUEST']._serialized_start=919
+  _globals['_CREATEKEYREQUEST']._serialized_end=1105
+  _globals['_CREATEKEYRESPONSE']._serialized_start=1107
+  _globals['_CREATEKEYRESPONSE']._serialized_end=1179
+  _globals['_LISTKEYSREQUEST']._serialized_start=1181
+  _globals['_LISTKEYSREQUEST']._serialized_end=1215
+  _globals['_LISTKEYSRESPONSE']._serialized_start=1217
+  _globals['_LISTKEYSRESPONSE']._serialized_end=1273
+  _globals['_REVOKEKEYREQUEST']._serialized_start=1275
+  _globals['_REVOKEKEYREQUEST']._serialized_end=1309
+  _globals['_BUDGET']._serialized_start=1312
+  _globals['_BUDGET']._serialized_end=1689
+  _globals['_BUDGET_WINDOW']._serialized_start=1607
+  _globals['_BUDGET_WINDOW']._serialized_end=1675
+  _globals['_SETBUDGETREQUEST']._serialized_start=1692
+  _globals['_SETBUDGETREQUEST']._serialized_end=1869
+  _globals['_LISTBUDGETSREQUEST']._serialized_start=1871
+  _globals['_LISTBUDGETSREQUEST']._serialized_end=1911
+  _globals['_LISTBUDGETSRESPONSE']._serialized_start=1913
+  _globals['_LISTBUDGETSRESPONSE']._serialized_end=1978
+  _globals['_ENTRY']._serialized_start=1981
+  _globals['_ENTRY']._serialized_end=2391
+  _globals['_LISTENTRIESREQUEST']._serialized_start=2393
+  _globals['_LISTENTRIESREQUEST']._serialized_end=2488
+  _globals['_LISTENTRIESRESPONSE']._serialized_start=2490
+  _globals['_LISTENTRIESRESPONSE']._serialized_end=2579
+  _globals['_GETUSAGEREQUEST']._serialized_start=2582
+  _globals['_GETUSAGEREQUEST']._serialized_end=2735
+  _globals['_USAGEROW']._serialized_start=2738
+  _globals['_USAGEROW']._serialized_end=3001
+  _globals['_GETUSAGERESPONSE']._serialized_start=3003
+  _globals['_GETUSAGERESPONSE']._serialized_end=3064
+  _globals['_ADMINSERVICE']._serialized_start=3067
+  _globals['_ADMINSERVICE']._serialized_end=4033
 # @@protoc_insertion_point(module_scope)

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from penstock.quota.v1 import admin_pb2 as penstock_dot_quota_dot_v1_dot_admin__pb2
+from penstock.quota.v1 import quota_pb2 as penstock_dot_quota_dot_v1_dot_quota__pb2
 
 GRPC_GENERATED_VERSION = '1.80.0'
 GRPC_VERSION = grpc.__version__
@@ -44,6 +45,11 @@ class AdminServiceStub(object):
                 request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListAccountsRequest.SerializeToString,
                 response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListAccountsResponse.FromString,
                 _registered_method=True)
+        self.SetSuspended = channel.unary_unary(
+                '/penstock.quota.v1.AdminService/SetSuspended',
+                request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.SetSuspendedRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Account.FromString,
+                _registered_method=True)
         self.CreateKey = channel.unary_unary(
                 '/penstock.quota.v1.AdminService/CreateKey',
                 request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.CreateKeyRequest.SerializeToString,
@@ -79,6 +85,11 @@ class AdminServiceStub(object):
                 request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.GetUsageRequest.SerializeToString,
                 response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.GetUsageResponse.FromString,
                 _registered_method=True)
+        self.ResolveSuspense = channel.unary_unary(
+                '/penstock.quota.v1.AdminService/ResolveSuspense',
+                request_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.SettleRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.SettleResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -92,6 +103,13 @@ class AdminServiceServicer(object):
 
     def ListAccounts(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetSuspended(self, request, context):
+        """Stops or resumes every key of an organisation or a team, within two seconds everywhere.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -140,6 +158,14 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResolveSuspense(self, request, context):
+        """What the operator found out about an abandoned paid attempt: posts it and releases the rest of what
+        is in suspense (LEDGER, I8). 0: the provider did not bill.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -152,6 +178,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListAccounts,
                     request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListAccountsRequest.FromString,
                     response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListAccountsResponse.SerializeToString,
+            ),
+            'SetSuspended': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetSuspended,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.SetSuspendedRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Account.SerializeToString,
             ),
             'CreateKey': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateKey,
@@ -187,6 +218,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetUsage,
                     request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.GetUsageRequest.FromString,
                     response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.GetUsageResponse.SerializeToString,
+            ),
+            'ResolveSuspense': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveSuspense,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.SettleRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.SettleResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -243,6 +279,33 @@ class AdminService(object):
             '/penstock.quota.v1.AdminService/ListAccounts',
             penstock_dot_quota_dot_v1_dot_admin__pb2.ListAccountsRequest.SerializeToString,
             penstock_dot_quota_dot_v1_dot_admin__pb2.ListAccountsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetSuspended(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/SetSuspended',
+            penstock_dot_quota_dot_v1_dot_admin__pb2.SetSuspendedRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_admin__pb2.Account.FromString,
             options,
             channel_credentials,
             insecure,
@@ -432,6 +495,33 @@ class AdminService(object):
             '/penstock.quota.v1.AdminService/GetUsage',
             penstock_dot_quota_dot_v1_dot_admin__pb2.GetUsageRequest.SerializeToString,
             penstock_dot_quota_dot_v1_dot_admin__pb2.GetUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveSuspense(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/ResolveSuspense',
+            penstock_dot_quota_dot_v1_dot_quota__pb2.SettleRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_quota__pb2.SettleResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,7 @@ The operator's side of the ledger, on a port of its own with a token of its own.
 from collections import abc as _abc
 from grpc import aio as _aio
 from penstock.quota.v1 import admin_pb2 as _admin_pb2
+from penstock.quota.v1 import quota_pb2 as _quota_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -33,6 +34,8 @@ class AdminServiceStub:
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     CreateAccount: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateAccountRequest, _admin_pb2.Account]
     ListAccounts: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAccountsRequest, _admin_pb2.ListAccountsResponse]
+    SetSuspended: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetSuspendedRequest, _admin_pb2.Account]
+    """Stops or resumes every key of an organisation or a team, within two seconds everywhere."""
     CreateKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateKeyRequest, _admin_pb2.CreateKeyResponse]
     """The only answer that ever holds the key's text."""
     ListKeys: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListKeysRequest, _admin_pb2.ListKeysResponse]
@@ -42,12 +45,18 @@ class AdminServiceStub:
     ListBudgets: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListBudgetsRequest, _admin_pb2.ListBudgetsResponse]
     ListEntries: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListEntriesRequest, _admin_pb2.ListEntriesResponse]
     GetUsage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetUsageRequest, _admin_pb2.GetUsageResponse]
+    ResolveSuspense: _grpc.UnaryUnaryMultiCallable[_quota_pb2.SettleRequest, _quota_pb2.SettleResponse]
+    """What the operator found out about an abandoned paid attempt: posts it and releases the rest of what
+    is in suspense (LEDGER, I8). 0: the provider did not bill.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateAccount: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateAccountRequest, _admin_pb2.Account]  # type: ignore[assignment]
     ListAccounts: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAccountsRequest, _admin_pb2.ListAccountsResponse]  # type: ignore[assignment]
+    SetSuspended: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetSuspendedRequest, _admin_pb2.Account]  # type: ignore[assignment]
+    """Stops or resumes every key of an organisation or a team, within two seconds everywhere."""
     CreateKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateKeyRequest, _admin_pb2.CreateKeyResponse]  # type: ignore[assignment]
     """The only answer that ever holds the key's text."""
     ListKeys: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListKeysRequest, _admin_pb2.ListKeysResponse]  # type: ignore[assignment]
@@ -57,6 +66,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ListBudgets: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListBudgetsRequest, _admin_pb2.ListBudgetsResponse]  # type: ignore[assignment]
     ListEntries: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListEntriesRequest, _admin_pb2.ListEntriesResponse]  # type: ignore[assignment]
     GetUsage: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetUsageRequest, _admin_pb2.GetUsageResponse]  # type: ignore[assignment]
+    ResolveSuspense: _aio.UnaryUnaryMultiCallable[_quota_pb2.SettleRequest, _quota_pb2.SettleResponse]  # type: ignore[assignment]
+    """What the operator found out about an abandoned paid attempt: posts it and releases the rest of what
+    is in suspense (LEDGER, I8). 0: the provider did not bill.
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -72,6 +85,14 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.ListAccountsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ListAccountsResponse, _abc.Awaitable[_admin_pb2.ListAccountsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def SetSuspended(
+        self,
+        request: _admin_pb2.SetSuspendedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Account, _abc.Awaitable[_admin_pb2.Account]]:
+        """Stops or resumes every key of an organisation or a team, within two seconds everywhere."""
 
     @_abc_1.abstractmethod
     def CreateKey(
@@ -123,5 +144,15 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.GetUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.GetUsageResponse, _abc.Awaitable[_admin_pb2.GetUsageResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ResolveSuspense(
+        self,
+        request: _quota_pb2.SettleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_pb2.SettleResponse, _abc.Awaitable[_quota_pb2.SettleResponse]]:
+        """What the operator found out about an abandoned paid attempt: posts it and releases the rest of what
+        is in suspense (LEDGER, I8). 0: the provider did not bill.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

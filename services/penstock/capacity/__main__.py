@@ -1,0 +1,21 @@
+"""`python -m penstock.capacity`."""
+
+import os
+import sys
+
+from penstock.capacity import config, wiring
+from penstock.core import log, server
+from penstock.core.config import ConfigError
+
+
+def main() -> None:
+    log.setup("capacity")
+    try:
+        settings = config.read(os.environ)
+        server.run(lambda stop: wiring.run(settings, stop))
+    except (ConfigError, config.SettingsFault, server.PortInUse) as error:
+        sys.exit(f"capacity: {error}")
+
+
+if __name__ == "__main__":
+    main()

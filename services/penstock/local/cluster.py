@@ -1,0 +1,230 @@
+"""A private Ray head on one machine: started as a child, ended with it, and nothing else touched."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+import math
+import os
+from pathlib import Path
+import shutil
+import socket
+import sys
+import tempfile
+
+import httpx
+
+from penstock.local import processes
+from penstock.local.config import Ports, ReplicaSettings
+from penstock.local.ports import free_port
+from penstock.local.serve_api import DeployFailed, ServeApi
+
+OBJECT_STORE_BYTES = 100 * 1024 * 1024
+"""Answers do not pass through Ray's object store; its own minimum is 75 MB."""
+
+START_SECONDS = 120.0
+"""Until the head's API answers: about 6 s on an idle machine, many times that on a busy one."""
+
+STOP_SECONDS = 10.0
+"""For the kernel to take away killed processes, some with gigabytes."""
+
+POLL_SECONDS = 0.2
+"""Ray has no event for "is up": its API is asked."""
+
+MIN_DRAINING_SECONDS = 2
+"""A replica stays at least this long after it left the list, so that routers hear of it first."""
+
+Progress = Callable[[str], None]
+
+
+class HeadFailed(Exception):
+    """The Ray head did not come up, or ended; says why and where its log lies."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSettings:
+    ports: Ports
+    ray_token: str = field(repr=False)
+    router_token: str = field(repr=False)
+    cpus: int
+
+    @property
+    def folder(self) -> Path:
+        # Short: Ray puts unix sockets deep below it, and their paths end at 107 characters.
+        return Path(tempfile.gettempdir()) / f"penstock-{os.getuid()}-{self.ports.gcs}"
+
+    @property
+    def working_folder(self) -> Path:
+        """Nobody but the head's processes works here: that is how they are found again."""
+        return self.folder / "head"
+
+    @property
+    def api_url(self) -> str:
+        return f"http://127.0.0.1:{self.ports.dashboard}"
+
+
+def logical_cpus(models: Sequence[ReplicaSettings]) -> int:
+    """What Ray is told this machine has: enough for every configured replica."""
+    demanded = math.ceil(sum(m.cpus * m.replicas for m in models))
+    # One more, so that a replica can be started before the one that it replaces is gone.
+    return max(os.cpu_count() or 1, demanded + 1)
+
+
+def head_environment(settings: HeadSettings, env: Mapping[str, str]) -> dict[str, str]:
+    """Of the head and, inherited, of every replica."""
+    return {
+        **env,
+        "PENSTOCK_ROUTER_TOKEN": settings.router_token,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": settings.ray_token,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray binds to the address of its node; without "cluster" that is the loopback address.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(MIN_DRAINING_SECONDS),
+    }
+
+
+def head_command(settings: HeadSettings) -> list[str]:
+    return [
+        sys.executable,
+        *("-m", "ray.scripts.scripts", "start", "--head", "--block"),
+        f"--port={settings.ports.gcs}",
+        f"--dashboard-port={settings.ports.dashboard}",
+        "--dashboard-host=127.0.0.1",
+        "--include-dashboard=true",
+        "--include-log-monitor=false",
+        "--disable-usage-stats",
+        f"--dashboard-agent-listen-port={free_port()}",
+        f"--dashboard-agent-grpc-port={free_port()}",
+        f"--runtime-env-agent-port={free_port()}",
+        f"--metrics-export-port={free_port()}",
+        f"--ray-client-server-port={free_port()}",
+        # 0: any free ports; Ray's default is a fixed range, which other parts may use.
+        "--min-worker-port=0",
+        "--max-worker-port=0",
+        f"--num-cpus={settings.cpus}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+        f"--temp-dir={settings.folder}",
+    ]
+
+
+class Head:
+    """The child process and its folder."""
+
+    def __init__(self, settings: HeadSettings) -> None:
+        self._settings = settings
+        self._child: asyncio.subprocess.Process | None = None
+
+    @property
+    def log_path(self) -> Path:
+        return self._settings.folder / "head.log"
+
+    async def start(self, progress: Progress) -> None:
+        """Returns when the head's API answers.
+
+        Raises:
+            HeadFailed: a port is taken, or the head ended or stayed silent.
+        """
+        await asyncio.to_thread(self._clear_leftovers, progress)
+        self._demand_free_ports()
+        progress("starting Ray")
+        with self.log_path.open("wb") as log:
+            self._child = await asyncio.create_subprocess_exec(
+                *head_command(self._settings),
+                env=head_environment(self._settings, os.environ),
+                cwd=self._settings.working_folder,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=asyncio.subprocess.STDOUT,
+                preexec_fn=processes.die_with_parent,
+            )
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                while not await self._answers():
+                    self._demand_alive()
+                    await asyncio.sleep(POLL_SECONDS)
+        except TimeoutError:
+            raise HeadFailed(
+                f"Ray's API did not answer within {START_SECONDS:.0f} s; see {self.log_path}"
+            ) from None
+
+    async def ended(self) -> int:
+        """Waits until the head has ended by itself; its exit status."""
+        assert self._child is not None
+        return await self._child.wait()
+
+    async def stop(self) -> None:
+        """Ends every process of this head and removes its folder. Safe to call twice."""
+        # Ray's own way down takes 15 s and leaves agents behind. There is nothing to save: routers
+        # have drained before, and what a head knows is made anew at each start.
+        await asyncio.to_thread(self._kill_all)
+        if self._child is not None:
+            await self._child.wait()
+        await asyncio.to_thread(shutil.rmtree, self._settings.folder, ignore_errors=True)
+
+    def _clear_leftovers(self, progress: Progress) -> None:
+        count = self._kill_all()
+        if count:
+            progress(f"ended {count} processes of a Ray head that was killed")
+        shutil.rmtree(self._settings.folder, ignore_errors=True)
+        self._settings.folder.mkdir(mode=0o700)
+        self._settings.working_folder.mkdir()
+
+    def _kill_all(self) -> int:
+        """Until none is found: one that was about to start another may have done so."""
+        count = 0
+        while found := processes.working_in(self._settings.working_folder):
+            count += len(found)
+            processes.kill(found, timeout_seconds=STOP_SECONDS)
+        return count
+
+    def _demand_free_ports(self) -> None:
+        for port in (self._settings.ports.gcs, self._settings.ports.dashboard):
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError as error:
+                    raise HeadFailed(
+                        f"port {port} for Ray is taken ({error.strerror}): stop what listens "
+                        "there, or set PENSTOCK_RAY_ADDRESS and PENSTOCK_RAY_API to other ports"
+                    ) from None
+
+    def _demand_alive(self) -> None:
+        assert self._child is not None
+        if self._child.returncode is not None:
+            tail = self.log_path.read_text(errors="replace")[-2000:]
+            raise HeadFailed(f"the Ray head ended with status {self._child.returncode}:\n{tail}")
+
+    async def _answers(self) -> bool:
+        headers = {"Authorization": f"Bearer {self._settings.ray_token}"}
+        try:
+            async with httpx.AsyncClient(trust_env=False, headers=headers) as client:
+                reply = await client.get(f"{self._settings.api_url}/api/version")
+        except httpx.TransportError:
+            return False
+        return reply.is_success
+
+
+async def deploy(api: ServeApi, models: Sequence[ReplicaSettings], progress: Progress) -> None:
+    """Deploys exactly these models and returns when each one answers.
+
+    Raises:
+        DeployFailed: with Serve's own words, e.g. that the weights are broken.
+    """
+    progress("starting Ray Serve")
+    await api.deploy(models)
+    told = ""
+    while True:
+        states = await api.states()
+        waiting = [s for s in states if not s.is_running]
+        failed = [s for s in states if s.is_failed]
+        if failed:
+            raise DeployFailed("; ".join(f"{s.application}: {s.message}" for s in failed))
+        if len(states) == len(models) and not waiting:
+            return
+        text = "waiting for " + ", ".join(f"{s.application} ({s.message})" for s in waiting)
+        if waiting and text != told:
+            progress(text)
+            told = text
+        await asyncio.sleep(POLL_SECONDS)

@@ -1,0 +1,201 @@
+"""llama.cpp's own server, in this process (PyPI `xllamacpp`).
+
+It batches continuously by itself. A call blocks a thread and releases the GIL; its chunks come
+by a callback, and the callback's True ends the generation: that is how a hang-up stops the model.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+import contextlib
+import logging
+from typing import Any
+
+from penstock.core.errors import InvalidRequest, PenstockError
+from penstock.local.engines import llamacpp_wire as wire
+from penstock.local.engines.base import (
+    Capabilities,
+    Delta,
+    EngineSettings,
+    EngineStats,
+    ModelUnusable,
+    choice_count,
+    engine_dead,
+    input_field,
+)
+from penstock.type.v1 import chat_pb2
+
+logger = logging.getLogger(__name__)
+
+PREFILL_BATCH_TOKENS = 32
+"""A cancelled prefill ends with its batch. Small, so that this takes tens of milliseconds on one
+core; large batches would read a long prompt faster and hold a dead request for seconds."""
+
+PROBE_SECONDS = 30.0
+"""The health probe passes through the model's own loop, between two batches: a loop that has not
+come round for this long hangs, even on a machine with far too few cores."""
+
+SPEED_WEIGHT = 0.2
+"""Of the newest request in the average speed."""
+
+QUIET_VERBOSITY = 0
+"""Errors only: llama.cpp logs several lines a request otherwise."""
+
+
+class LlamaCppEngine:
+    """See `base.Engine`. One event loop uses it; its threads only carry chunks there."""
+
+    name = "llamacpp"
+    capabilities = Capabilities()
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._server: Any = None
+        self._running: set[asyncio.Future[None]] = set()
+        # One thread a running request (a request takes at least one slot).
+        self._pool = ThreadPoolExecutor(settings.slots, "llamacpp")
+        self._prober = ThreadPoolExecutor(1, "llamacpp-probe")
+        self._tokens_per_second = 0.0
+        self._closing = False
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.run_in_executor(self._prober, self._load)
+
+    def _load(self) -> Any:
+        import xllamacpp  # heavy: 100 MB of native code
+
+        settings = self._settings
+        if not settings.path.is_file():
+            raise ModelUnusable(f"{settings.path} is no file: llama.cpp reads one .gguf file")
+        params = xllamacpp.CommonParams()
+        params.model.path = str(settings.path)
+        params.model_alias = [settings.model]
+        params.n_parallel = settings.slots
+        # llama.cpp divides its context among the slots.
+        params.n_ctx = settings.slots * settings.context_tokens
+        params.n_batch = params.n_ubatch = max(PREFILL_BATCH_TOKENS, settings.slots)
+        params.cpuparams.n_threads = settings.threads
+        params.cpuparams_batch.n_threads = settings.threads
+        params.n_gpu_layers = -1 if settings.gpus else 0
+        params.fit_params = False
+        params.endpoint_metrics = True
+        params.verbosity = QUIET_VERBOSITY
+        try:
+            return xllamacpp.Server(params)
+        except Exception as error:
+            raise ModelUnusable(f"llama.cpp cannot load {settings.path}: {error}") from error
+
+    async def generate(
+        self, chat: chat_pb2.ChatInput, *, request_id: str
+    ) -> AsyncGenerator[Delta, None]:
+        self._demand_alive()
+        call = _Call(chat, asyncio.get_running_loop())
+        tally = wire.Tally(choice_count(chat))
+        work = asyncio.get_running_loop().run_in_executor(
+            self._pool, call.run, self._server, request_id
+        )
+        self._running.add(work)
+        work.add_done_callback(self._running.discard)
+        work.add_done_callback(call.finish)
+        try:
+            while (chunk := await call.chunks.get()) is not None:
+                delta = _delta(chunk, chat, tally)
+                if delta is not None:
+                    yield delta
+            await work
+            if self._closing or not tally.complete:
+                raise engine_dead("it ended a generation before its end")
+            self._learn(tally.tokens_per_second)
+            yield Delta(
+                prompt_tokens=tally.prompt_tokens,
+                completion_tokens=tally.completion_tokens,
+                usage=tally.usage(),
+            )
+        finally:
+            call.gone = True
+            if not work.done():
+                with contextlib.suppress(Exception):
+                    await asyncio.shield(work)
+
+    def _demand_alive(self) -> None:
+        if self._server is None or self._closing:
+            raise engine_dead("it is not loaded")
+
+    def _learn(self, tokens_per_second: float) -> None:
+        if tokens_per_second <= 0:
+            return
+        known = self._tokens_per_second or tokens_per_second
+        self._tokens_per_second = known + SPEED_WEIGHT * (tokens_per_second - known)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(running=len(self._running), tokens_per_second=self._tokens_per_second)
+
+    async def check_health(self) -> None:
+        self._demand_alive()
+        loop = asyncio.get_running_loop()
+        probe = loop.run_in_executor(self._prober, self._server.handle_metrics)
+        try:
+            await asyncio.wait_for(asyncio.shield(probe), PROBE_SECONDS)
+        except TimeoutError:
+            raise engine_dead(f"its loop has not come round for {PROBE_SECONDS:.0f} s") from None
+
+    async def close(self) -> None:
+        self._closing = True
+        while self._running:
+            await asyncio.wait(self._running)
+        server, self._server = self._server, None
+        del server
+        self._pool.shutdown(wait=False)
+        self._prober.shutdown(wait=False)
+
+
+class _Call:
+    """One blocking call in a thread, and the way of its chunks to the event loop."""
+
+    def __init__(self, chat: chat_pb2.ChatInput, loop: asyncio.AbstractEventLoop) -> None:
+        self._body = wire.body_of(chat)
+        self._is_raw = chat.HasField("prompt")
+        self._loop = loop
+        self.chunks: asyncio.Queue[wire.Json | None] = asyncio.Queue()
+        self.gone = False
+
+    def run(self, server: Any, request_id: str) -> None:
+        if self.gone:
+            return
+        handle: Callable[[wire.Json, Callable[[wire.Json], bool]], object] = (
+            server.handle_completions if self._is_raw else server.handle_chat_completions
+        )
+        try:
+            handle(self._body, self._on_chunk)
+        except PenstockError:
+            raise
+        except (ValueError, RuntimeError) as error:
+            # Raised before the first chunk, by its parser or the chat template.
+            logger.info("request %s is refused by llama.cpp: %s", request_id, error)
+            raise InvalidRequest(f"llama.cpp refuses the request: {error}") from error
+
+    def _on_chunk(self, chunk: wire.Json) -> bool:
+        if not self.gone:
+            self._loop.call_soon_threadsafe(self.chunks.put_nowait, chunk)
+        return self.gone
+
+    def finish(self, _work: asyncio.Future[None]) -> None:
+        self.chunks.put_nowait(None)
+
+
+def _delta(chunk: wire.Json, chat: chat_pb2.ChatInput, tally: wire.Tally) -> Delta | None:
+    if "error" in chunk:
+        raise wire.error_of(chunk["error"], field=input_field(chat))
+    knew = tally.prompt_tokens
+    tally.add(chunk)
+    choices = tuple(
+        delta for c in chunk.get("choices") or () if (delta := wire.choice_delta(c)) is not None
+    )
+    if not choices and tally.prompt_tokens == knew:
+        return None
+    return Delta(
+        choices=choices,
+        prompt_tokens=tally.prompt_tokens,
+        completion_tokens=tally.completion_tokens,
+    )

@@ -1,0 +1,73 @@
+"""`ChatInput` to vLLM's SamplingParams. vLLM is imported only when called."""
+
+from typing import Any
+
+from penstock.core.errors import InvalidRequest
+from penstock.local.engines.base import choice_count
+from penstock.local.engines.vllm_prompt import (
+    call_schema,
+    is_call_forced,
+    json_object,
+    offered_tools,
+    refused,
+)
+from penstock.type.v1 import chat_pb2
+
+SEED_MASK = 0x7FFF_FFFF_FFFF_FFFF
+"""vLLM takes -1 for "no seed", and torch no other negative ones."""
+
+TOP_P_MIN = 1e-6
+"""vLLM refuses 0, which OpenAI takes: the most likely token alone."""
+
+
+def sampling_params(chat: chat_pb2.ChatInput) -> Any:
+    """vllm.SamplingParams that streams deltas.
+
+    Raises:
+        InvalidRequest: a field that vLLM cannot honour or finds out of its range.
+    """
+    from vllm.exceptions import VLLMClientError
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    if chat.HasField("reasoning_effort"):
+        raise refused("input.reasoning_effort", "this model does not reason: leave it out")
+    fields: dict[str, Any] = {
+        "n": choice_count(chat),
+        "max_tokens": chat.max_tokens,
+        "stop": list(chat.stop),
+        "output_kind": RequestOutputKind.DELTA,
+        "structured_outputs": _grammar(chat),
+    }
+    for name in ("temperature", "presence_penalty", "frequency_penalty"):
+        if chat.HasField(name):
+            fields[name] = getattr(chat, name)
+    if chat.HasField("top_p"):
+        fields["top_p"] = max(chat.top_p, TOP_P_MIN) if chat.top_p >= 0 else chat.top_p
+    if chat.HasField("seed"):
+        fields["seed"] = chat.seed & SEED_MASK
+    if chat.logprobs:
+        fields["logprobs"] = chat.top_logprobs
+    if chat.logit_bias:
+        fields["logit_bias"] = dict(chat.logit_bias)
+    try:
+        return SamplingParams(**fields)
+    except (VLLMClientError, ValueError, TypeError) as error:
+        raise InvalidRequest(f"vLLM refuses the request: {error}") from error
+
+
+def _grammar(chat: chat_pb2.ChatInput) -> Any:
+    """What the text must match; None: anything."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    tools = offered_tools(chat)
+    if is_call_forced(chat):
+        if not tools:
+            raise refused("input.tool_choice", "demands a call, and input.tools is empty")
+        return StructuredOutputsParams(json=call_schema(tools))
+    kind = chat.response_format.kind
+    if kind == chat_pb2.ResponseFormat.KIND_JSON_OBJECT:
+        return StructuredOutputsParams(json_object=True)
+    if kind == chat_pb2.ResponseFormat.KIND_JSON_SCHEMA:
+        field = "input.response_format.schema_json"
+        return StructuredOutputsParams(json=json_object(chat.response_format.schema_json, field))
+    return None

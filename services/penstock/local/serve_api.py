@@ -1,0 +1,105 @@
+"""Ray Serve's REST API, as far as deploying needs it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import httpx
+
+from penstock.local.config import DEPLOYMENT, ReplicaSettings, application_of
+from penstock.local.ports import free_port
+
+SERVICER = "penstock.local.v1.local_pb2_grpc.add_LocalServiceServicer_to_server"
+REQUEST_SECONDS = 30.0
+"""The first call to a fresh head starts Serve's controller, which takes seconds."""
+
+
+class DeployFailed(Exception):
+    """Serve cannot run an application; says Serve's own reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppState:
+    application: str
+    is_running: bool
+    is_failed: bool
+    message: str
+
+
+class ServeApi(Protocol):
+    async def deploy(self, models: Sequence[ReplicaSettings]) -> None: ...
+
+    async def states(self) -> list[AppState]: ...
+
+
+class RestServeApi:
+    """Over the dashboard of a head with token authentication."""
+
+    def __init__(self, base_url: str, token: str) -> None:
+        self._client = httpx.AsyncClient(
+            base_url=base_url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=REQUEST_SECONDS,
+            # Ours is on this machine: a proxy of the environment must not see the token.
+            trust_env=False,
+        )
+
+    async def deploy(self, models: Sequence[ReplicaSettings]) -> None:
+        """Makes exactly these models the applications of the cluster.
+
+        Raises:
+            DeployFailed: Serve refuses the configuration.
+        """
+        config = deploy_config(models, http_port=free_port(), grpc_port=free_port())
+        reply = await self._client.put("/api/serve/applications/", json=config)
+        if reply.is_error:
+            raise DeployFailed(f"Ray Serve answers {reply.status_code}: {reply.text[:1000]}")
+
+    async def states(self) -> list[AppState]:
+        reply = await self._client.get("/api/serve/applications/")
+        reply.raise_for_status()
+        return [app_state(name, app) for name, app in reply.json()["applications"].items()]
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+def deploy_config(
+    models: Sequence[ReplicaSettings], *, http_port: int, grpc_port: int
+) -> dict[str, Any]:
+    """Serve's declarative configuration.
+
+    Its proxy cannot be switched off (direct ingress forces one on the head), though nobody calls
+    it: it gets two free ports, for on a taken one it would retry without end.
+    """
+    return {
+        "http_options": {"host": "127.0.0.1", "port": http_port},
+        "grpc_options": {"port": grpc_port, "grpc_servicer_functions": [SERVICER]},
+        "applications": [_application(model) for model in models],
+    }
+
+
+def _application(model: ReplicaSettings) -> dict[str, Any]:
+    name = application_of(model.name)
+    return {
+        "name": name,
+        # Serve lists the addresses only of applications that have a route.
+        "route_prefix": f"/{name}",
+        "import_path": "penstock.local.app:build",
+        "args": model.model_dump(),
+        # The replica count is capacity's to set.
+        "external_scaler_enabled": True,
+        "deployments": [{"name": DEPLOYMENT, "num_replicas": model.replicas}],
+    }
+
+
+def app_state(name: str, app: dict[str, Any]) -> AppState:
+    """One application of Serve's status report."""
+    words = [app.get("message") or ""]
+    words += [d.get("message") or "" for d in app.get("deployments", {}).values()]
+    return AppState(
+        application=name,
+        is_running=app["status"] == "RUNNING",
+        is_failed=app["status"] in {"DEPLOY_FAILED", "UNHEALTHY"},
+        message=" ".join(filter(None, [app["status"], *words])),
+    )

@@ -1,0 +1,47 @@
+"""`python -m penstock.quota`: serves; `python -m penstock.quota migrate`: migrates the schema."""
+
+import asyncio
+import logging
+import os
+import sys
+
+from penstock.core import log, postgres, server, telemetry
+from penstock.quota.config import ConfigError, QuotaConfig, read_config, read_dsn
+from penstock.quota.store.database import MIGRATIONS
+from penstock.quota.wiring import Quota
+
+logger = logging.getLogger("penstock.quota")
+
+
+async def _serve(config: QuotaConfig, stop: asyncio.Event) -> None:
+    process_telemetry = telemetry.setup("quota")
+    quota = Quota(config, process_telemetry)
+    await quota.start()
+    try:
+        await stop.wait()
+    finally:
+        await quota.stop()
+        await process_telemetry.aclose()
+
+
+def main(arguments: list[str]) -> int:
+    log.setup("quota")
+    try:
+        if arguments == ["migrate"]:
+            ran = asyncio.run(postgres.migrate(read_dsn(os.environ), MIGRATIONS))
+            logger.info("migrations that ran: %s", ", ".join(ran) or "none, all had run before")
+            return 0
+        if arguments:
+            print("usage: python -m penstock.quota [migrate]", file=sys.stderr)  # noqa: T201
+            return 2
+        config = read_config(os.environ)
+        logger.info("configuration: %r", config)
+        server.run(lambda stop: _serve(config, stop))
+    except (ConfigError, postgres.MigrationError, server.PortInUse, OSError) as error:
+        logger.error("%s", error)  # noqa: TRY400 - told in one line; the place in our code is no help
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

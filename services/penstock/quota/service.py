@@ -1,0 +1,195 @@
+"""QuotaService: proto ⇄ domain. One operation a call, or many on a stream."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from penstock.core import errors
+from penstock.core.telemetry import operation_span
+from penstock.quota import wire
+from penstock.quota.batcher import Batcher
+from penstock.quota.key_watch import KeyWatch
+from penstock.quota.ledger import Answer, Operation
+from penstock.quota.store.account_store import AccountStore
+from penstock.quota.v1 import quota_pb2, quota_pb2_grpc
+
+MESSAGE_OPERATIONS_MAX = 1_024
+"""In one message of a stream: more would make the first wait for the last."""
+STREAM_OPERATIONS_MAX = 32_768
+"""Unanswered on one stream; beyond, nothing is read until answers have gone out."""
+DEADLINE_MS_MAX = 3_600_000
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class QuotaService(quota_pb2_grpc.QuotaServiceServicer):
+    """The routers' side of the ledger."""
+
+    def __init__(self, batcher: Batcher, accounts: AccountStore, watch: KeyWatch) -> None:
+        self._batcher = batcher
+        self._accounts = accounts
+        self._watch = watch
+
+    async def GetPrincipal(  # noqa: N802
+        self, request: quota_pb2.GetPrincipalRequest, _context: Context
+    ) -> quota_pb2.Principal:
+        if len(request.key_hash) != 32:
+            raise errors.InvalidRequest(
+                "key_hash: takes the 32 bytes of a SHA-256", reason="KEY_HASH_INVALID"
+            )
+        key = await self._accounts.key_by_hash(request.key_hash)
+        if key is None:
+            raise errors.NotFound("no key has this hash", reason="KEY_UNKNOWN")
+        return wire.principal(key)
+
+    async def WatchKeys(  # noqa: N802
+        self, _request: quota_pb2.WatchKeysRequest, _context: Context
+    ) -> AsyncIterator[quota_pb2.WatchKeysResponse]:
+        async for hashes in self._watch.changes():
+            yield quota_pb2.WatchKeysResponse(changed_key_hashes=hashes)
+
+    async def Reserve(  # noqa: N802
+        self, request: quota_pb2.ReserveRequest, context: Context
+    ) -> quota_pb2.ReserveResponse:
+        operation = wire.parse_reserve(request)
+        answer = await self._batcher.apply(operation, _left_ms(context))
+        return wire.reserve_response(operation, answer)
+
+    async def Settle(  # noqa: N802
+        self, request: quota_pb2.SettleRequest, context: Context
+    ) -> quota_pb2.SettleResponse:
+        answer = await self._batcher.apply(wire.parse_settle(request), _left_ms(context))
+        return wire.settle_response(answer)
+
+    async def Void(  # noqa: N802
+        self, request: quota_pb2.VoidRequest, context: Context
+    ) -> quota_pb2.VoidResponse:
+        answer = await self._batcher.apply(wire.parse_void(request), _left_ms(context))
+        return wire.void_response(answer)
+
+    async def Batch(  # noqa: N802
+        self, request_iterator: AsyncIterator[quota_pb2.BatchRequest], _context: Context
+    ) -> AsyncIterator[quota_pb2.BatchResponse]:
+        stream = _Stream(self._batcher)
+        reader = asyncio.create_task(stream.read(request_iterator))
+        try:
+            async for response in stream.responses():
+                yield response
+            await reader
+        finally:
+            reader.cancel()
+
+
+class _Stream:
+    """The answers of one Batch stream, gathered into messages as they come."""
+
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+        self._ready: list[quota_pb2.OperationResult] = []
+        self._unanswered = 0
+        self._input_ended = False
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+
+    async def read(self, requests: AsyncIterator[quota_pb2.BatchRequest]) -> None:
+        try:
+            async for request in requests:
+                await self._room.wait()
+                await self._take(list(request.operations))
+        finally:
+            self._input_ended = True
+            self._changed.set()
+
+    async def responses(self) -> AsyncIterator[quota_pb2.BatchResponse]:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            if self._ready:
+                ready, self._ready = self._ready, []
+                yield quota_pb2.BatchResponse(results=ready)
+            elif self._input_ended and not self._unanswered:
+                return
+
+    async def _take(self, messages: list[quota_pb2.Operation]) -> None:
+        self._unanswered += len(messages)
+        if self._unanswered >= STREAM_OPERATIONS_MAX:
+            self._room.clear()
+        if len(messages) > MESSAGE_OPERATIONS_MAX:
+            self._fail(messages, _batch_too_large(len(messages)))
+            return
+        accepted: list[tuple[quota_pb2.Operation, Operation]] = []
+        for message in messages:
+            try:
+                _check_deadline(message.deadline_ms)
+                accepted.append((message, wire.parse_operation(message)))
+            except errors.PenstockError as error:
+                self._answer(wire.error_result(message.operation_id, error))
+        try:
+            answers = await self._batcher.submit(
+                [(operation, message.deadline_ms or None) for message, operation in accepted]
+            )
+        except errors.PenstockError as error:
+            self._fail([message for message, _ in accepted], error)
+            return
+        for (message, operation), answer in zip(accepted, answers, strict=True):
+            self._follow(message, operation, answer)
+
+    def _follow(
+        self,
+        message: quota_pb2.Operation,
+        operation: Operation,
+        answer: "asyncio.Future[Answer]",
+    ) -> None:
+        name = f"quota {type(operation).__name__.lower()}"
+        span = operation_span(name, message.traceparent) if message.traceparent else None
+        operation_id = message.operation_id
+
+        def done(answered: "asyncio.Future[Answer]") -> None:
+            error = answered.exception()
+            if span is not None:
+                if error is not None:
+                    span.fail(error)
+                span.end()
+            if isinstance(error, errors.PenstockError):
+                self._answer(wire.error_result(operation_id, error))
+            else:
+                self._answer(wire.result(operation_id, operation, answered.result()))
+
+        answer.add_done_callback(done)
+
+    def _fail(self, messages: list[quota_pb2.Operation], error: errors.PenstockError) -> None:
+        for message in messages:
+            self._answer(wire.error_result(message.operation_id, error))
+
+    def _answer(self, result: quota_pb2.OperationResult) -> None:
+        self._ready.append(result)
+        self._unanswered -= 1
+        if self._unanswered < STREAM_OPERATIONS_MAX:
+            self._room.set()
+        self._changed.set()
+
+
+def _left_ms(context: Context) -> int | None:
+    seconds = context.time_remaining()
+    # Without a deadline gRPC says an infinity or a very large number of seconds.
+    if seconds is None or seconds * 1000 > DEADLINE_MS_MAX:
+        return None
+    return int(seconds * 1000)
+
+
+def _check_deadline(deadline_ms: int) -> None:
+    if not 0 <= deadline_ms <= DEADLINE_MS_MAX:
+        raise errors.InvalidRequest(
+            f"deadline_ms: takes 0 (none) to {DEADLINE_MS_MAX} ms from now, not {deadline_ms}",
+            reason="DEADLINE_INVALID",
+        )
+
+
+def _batch_too_large(size: int) -> errors.InvalidRequest:
+    return errors.InvalidRequest(
+        f"operations: {size} in one message; at most {MESSAGE_OPERATIONS_MAX}, nothing was applied",
+        reason="BATCH_TOO_LARGE",
+    )

@@ -1,0 +1,84 @@
+"""The ledger's PostgreSQL as the stores see it: one pool, outages told as such, its version."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+
+from penstock.core import errors, postgres
+
+MIGRATIONS = postgres.read_migrations(Path(__file__).parent / "migrations")
+
+CONNECTIONS_MAX = 12
+"""Of one process. Batches queue in their lanes, so a few connections keep PostgreSQL busy."""
+LOCK_TIMEOUT_MS = 2_000
+"""What an administrator's slow transaction can stall one organisation's batch for."""
+STATEMENT_TIMEOUT_MS = 10_000
+ACQUIRE_TIMEOUT_SECONDS = 5.0
+BUSY_RETRY_SECONDS = 0.2
+OUTAGE_RETRY_SECONDS = 1.0
+
+
+class Database:
+    """A pool that may be made before PostgreSQL is there; it reconnects by itself."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    @classmethod
+    async def open(cls, dsn: str) -> "Database":
+        return cls(
+            await postgres.create_pool(
+                dsn,
+                application_name="penstock-quota",
+                connections_max=CONNECTIONS_MAX,
+                lock_timeout_ms=LOCK_TIMEOUT_MS,
+                statement_timeout_ms=STATEMENT_TIMEOUT_MS,
+            )
+        )
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[postgres.Connection]:
+        """A connection for one piece of work.
+
+        Raises:
+            Unavailable: LEDGER_UNAVAILABLE where PostgreSQL is away (what was under way may or may
+                not have been committed), LEDGER_BUSY where a lock could not be had in time.
+        """
+        try:
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection:
+                yield connection
+        except (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError) as error:
+            raise errors.Unavailable(
+                "the account is being changed by somebody else; try again",
+                reason="LEDGER_BUSY",
+                retry_after_seconds=BUSY_RETRY_SECONDS,
+            ) from error
+        except asyncpg.UndefinedTableError as error:
+            raise _unavailable("its schema is missing: run `penstock quota migrate`") from error
+        except asyncpg.UndefinedFunctionError as error:
+            raise _unavailable("its schema is old: run `penstock quota migrate`") from error
+        except Exception as error:
+            if postgres.is_outage(error):
+                raise _unavailable("its database does not answer") from error
+            raise
+
+    async def is_current(self) -> bool:
+        """Whether PostgreSQL answers and the schema is the one that this program was made for."""
+        try:
+            async with self.connection() as connection:
+                return await postgres.schema_version(connection) == len(MIGRATIONS)
+        except errors.Unavailable:
+            return False
+
+
+def _unavailable(why: str) -> errors.Unavailable:
+    return errors.Unavailable(
+        f"the ledger is away ({why}); paid requests are refused until it is back",
+        reason="LEDGER_UNAVAILABLE",
+        retry_after_seconds=OUTAGE_RETRY_SECONDS,
+    )

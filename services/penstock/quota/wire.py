@@ -1,0 +1,204 @@
+"""Proto ⇄ domain for the operations. It only decides whether a message is well formed."""
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import code_pb2
+
+from penstock.core.errors import PenstockError
+from penstock.quota import ledger
+from penstock.quota.account import Key, KeyState, format_budget_id, format_id
+from penstock.quota.checks import Faults
+from penstock.quota.ledger import (
+    TOKENS_MAX,
+    TTL_MS_MAX,
+    Answer,
+    BudgetRefused,
+    Operation,
+    Pool,
+    Refusal,
+    Reserve,
+    Settle,
+    Void,
+)
+from penstock.quota.v1 import quota_pb2
+
+ATTEMPTS_MAX = 1_000
+TEXT_LENGTH_MAX = 256
+TAGS_MAX = 32
+
+_POOLS: dict[int, Pool] = {quota_pb2.POOL_KIND_LOCAL: "local", quota_pb2.POOL_KIND_PAID: "paid"}
+_STATES: dict[KeyState, quota_pb2.Principal.State.ValueType] = {
+    "active": quota_pb2.Principal.STATE_ACTIVE,
+    "revoked": quota_pb2.Principal.STATE_REVOKED,
+    "expired": quota_pb2.Principal.STATE_EXPIRED,
+    "suspended": quota_pb2.Principal.STATE_SUSPENDED,
+}
+
+
+def parse_reserve(message: quota_pb2.ReserveRequest) -> Reserve:
+    """Raises InvalidRequest with every fault."""
+    faults = Faults()
+    pool = _POOLS.get(message.pool)
+    if pool is None:
+        faults.add("pool", "POOL_INVALID", "takes POOL_KIND_LOCAL or POOL_KIND_PAID")
+    if len(message.tags) > TAGS_MAX:
+        faults.add("tags", "TAGS_INVALID", f"takes at most {TAGS_MAX} tags")
+    for name, value in message.tags.items():
+        faults.text(f"tags[{name[:32]!r}]", name, length_min=1, length_max=64)
+        faults.text(f"tags[{name[:32]!r}]", value, length_max=TEXT_LENGTH_MAX)
+    reserve = Reserve(
+        reservation_id=message.reservation_id,
+        id_unix_ms=faults.uuid7("reservation_id", message.reservation_id),
+        request_id=faults.text("request_id", message.request_id, length_min=1, length_max=128),
+        attempt=faults.integer("attempt", message.attempt, low=1, high=ATTEMPTS_MAX),
+        key_id=faults.account("key_id", message.key_id, "key"),
+        pool=pool or "paid",
+        provider=faults.text("provider", message.provider, length_min=1, length_max=64),
+        model=faults.text("model", message.model, length_min=1, length_max=TEXT_LENGTH_MAX),
+        amount_nano_usd=faults.amount("amount_nano_usd", message.amount_nano_usd),
+        ttl_ms=faults.integer("ttl_ms", message.ttl_ms, low=1, high=TTL_MS_MAX),
+        end_user=faults.text("user", message.user, length_max=TEXT_LENGTH_MAX),
+        tags=dict(message.tags),
+    )
+    faults.check()
+    return reserve
+
+
+def parse_settle(message: quota_pb2.SettleRequest) -> Settle:
+    """Raises InvalidRequest with every fault."""
+    faults = Faults()
+    usage = message.usage
+    settle = Settle(
+        reservation_id=message.reservation_id,
+        id_unix_ms=faults.uuid7("reservation_id", message.reservation_id),
+        amount_nano_usd=faults.amount("amount_nano_usd", message.amount_nano_usd),
+        prompt_tokens=_tokens(faults, "prompt_tokens", usage.prompt_tokens),
+        cached_prompt_tokens=_tokens(faults, "cached_prompt_tokens", usage.cached_prompt_tokens),
+        completion_tokens=_tokens(faults, "completion_tokens", usage.completion_tokens),
+        reasoning_tokens=_tokens(faults, "reasoning_tokens", usage.reasoning_tokens),
+        estimated=usage.estimated,
+        outcome=faults.text("outcome", message.outcome, length_max=128),
+        trace_id=faults.text("trace_id", message.trace_id, length_max=64),
+    )
+    faults.check()
+    return settle
+
+
+def parse_void(message: quota_pb2.VoidRequest) -> Void:
+    """Raises InvalidRequest with every fault."""
+    faults = Faults()
+    void = Void(
+        reservation_id=message.reservation_id,
+        id_unix_ms=faults.uuid7("reservation_id", message.reservation_id),
+        outcome=faults.text("reason", message.reason, length_max=128),
+    )
+    faults.check()
+    return void
+
+
+def parse_operation(message: quota_pb2.Operation) -> Operation:
+    """Raises InvalidRequest with every fault of the one operation."""
+    match message.WhichOneof("operation"):
+        case "reserve":
+            return parse_reserve(message.reserve)
+        case "settle":
+            return parse_settle(message.settle)
+        case "void":
+            return parse_void(message.void)
+        case _:
+            faults = Faults()
+            faults.add("operation", "OPERATION_MISSING", "takes one of reserve, settle and void")
+            faults.check()
+            raise AssertionError
+
+
+def reserve_response(operation: Operation, answer: Answer) -> quota_pb2.ReserveResponse:
+    assert answer.expires_at is not None
+    expires_at = Timestamp()
+    expires_at.FromDatetime(answer.expires_at)
+    return quota_pb2.ReserveResponse(
+        reservation_id=operation.reservation_id,
+        expires_at=expires_at,
+        remaining_nano_usd=answer.remaining_nano_usd,
+    )
+
+
+def settle_response(answer: Answer) -> quota_pb2.SettleResponse:
+    return quota_pb2.SettleResponse(
+        posted_nano_usd=answer.posted_nano_usd,
+        released_nano_usd=answer.released_nano_usd,
+        overage=answer.overage,
+        late=answer.late,
+    )
+
+
+def void_response(answer: Answer) -> quota_pb2.VoidResponse:
+    return quota_pb2.VoidResponse(released_nano_usd=answer.released_nano_usd)
+
+
+def result(operation_id: int, operation: Operation, answer: Answer) -> quota_pb2.OperationResult:
+    match operation:
+        case ledger.Reserve():
+            return quota_pb2.OperationResult(
+                operation_id=operation_id, reserve=reserve_response(operation, answer)
+            )
+        case ledger.Settle():
+            return quota_pb2.OperationResult(
+                operation_id=operation_id, settle=settle_response(answer)
+            )
+        case ledger.Void():
+            return quota_pb2.OperationResult(operation_id=operation_id, void=void_response(answer))
+
+
+def error_result(operation_id: int, error: PenstockError) -> quota_pb2.OperationResult:
+    return quota_pb2.OperationResult(
+        operation_id=operation_id,
+        error=quota_pb2.OperationError(
+            code=code_pb2.Code.Value(error.code.name),
+            reason=error.reason,
+            message=error.message,
+            metadata=error.metadata,
+            refusal=_refusal(error.refusal) if isinstance(error, BudgetRefused) else None,
+        ),
+    )
+
+
+def principal(key: Key) -> quota_pb2.Principal:
+    message = quota_pb2.Principal(
+        key_id=format_id("key", key.id),
+        org_id=format_id("org", key.org_id),
+        team_id=format_id("team", key.team_id),
+        name=key.name,
+        state=_STATES[key.state],
+        allowed_models=key.policy.allowed_models,
+        local_only=key.policy.local_only,
+        fail_open_local=key.policy.fail_open_local,
+    )
+    if key.policy.expires_at is not None:
+        message.expires_at.FromDatetime(key.policy.expires_at)
+    return message
+
+
+def state_of(key: Key) -> quota_pb2.Principal.State.ValueType:
+    return _STATES[key.state]
+
+
+def _tokens(faults: Faults, name: str, value: int) -> int:
+    return faults.integer(f"usage.{name}", value, low=0, high=TOKENS_MAX)
+
+
+def _refusal(refusal: Refusal) -> quota_pb2.BudgetRefusal:
+    message = quota_pb2.BudgetRefusal(
+        budget_id=format_budget_id(refusal.budget_id),
+        budget_name=refusal.budget_name,
+        account_kind=refusal.account_kind,
+        account_id=format_id(refusal.account_kind, refusal.account_id),
+        window=refusal.window,
+        limit_nano_usd=refusal.limit_nano_usd,
+        posted_nano_usd=refusal.posted_nano_usd,
+        held_nano_usd=refusal.held_nano_usd,
+        suspense_nano_usd=refusal.suspense_nano_usd,
+        requested_nano_usd=refusal.requested_nano_usd,
+    )
+    if refusal.resets_at is not None:
+        message.resets_at.FromDatetime(refusal.resets_at)
+    return message

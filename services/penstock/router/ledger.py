@@ -1,0 +1,290 @@
+"""The router's side of the ledger's bargain: each operation is told until there is an answer.
+
+A reserve is tried again under the same id, which the quota service answers with the stored answer.
+One that is given up while its answer may be lost is voided in the background; a void that comes
+first makes its reserve, still on the way, be refused. A settle or void goes on in the background,
+whatever becomes of its caller, until it is resolved.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+import logging
+import random
+
+import grpc
+
+from penstock.core.batch_stream import BatchStream, Wire
+from penstock.core.channel import bearer
+from penstock.core.clock import Clock, SystemClock
+from penstock.core.deadline import Deadline
+from penstock.core.errors import (
+    BudgetExceeded,
+    DeadlineExceeded,
+    PenstockError,
+    Unavailable,
+)
+from penstock.core.status import kind_of
+from penstock.quota.v1.quota_pb2 import (
+    BatchRequest,
+    BatchResponse,
+    Operation,
+    OperationError,
+    OperationResult,
+    ReserveRequest,
+    ReserveResponse,
+    SettleRequest,
+    VoidRequest,
+)
+from penstock.quota.v1.quota_pb2_grpc import QuotaServiceStub
+
+logger = logging.getLogger(__name__)
+
+RESERVE_TRY_SECONDS = 2.0
+"""Of one try: a commit takes milliseconds; a longer silence is a lost answer."""
+
+RESERVE_SECONDS_MAX = 5.0
+"""Of all tries: a client is better told than kept waiting; PostgreSQL restarts within it."""
+
+RESOLVE_TRY_SECONDS = 5.0
+"""Of one try to settle or void, which nobody waits for."""
+
+ACKNOWLEDGE_SECONDS = 2.0
+"""How long a caller of settle or void waits before it goes on in the background."""
+
+BACKOFF_SECONDS_MIN = 0.05
+BACKOFF_SECONDS_MAX = 5.0
+"""Between tries, doubled each time, with jitter: routers must not come back all at once."""
+
+RESOLVING_MAX = 50_000
+"""Settles and voids under way: an hour's outage of a busy router, in about 100 MB."""
+
+LOST_ANSWER = "RESERVE_ANSWER_LOST"
+"""The reason of a void whose reserve was given up."""
+
+_Stream = BatchStream[Operation, OperationResult]
+
+# What leaves open whether the operation was applied, or asks to come again.
+_OPEN_CODES = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+    }
+)
+
+
+def open_stream(channel: grpc.aio.Channel, token: str) -> _Stream:
+    """The batched stream to the quota service."""
+    stub = QuotaServiceStub(channel)
+    metadata = (bearer(token),)
+
+    def pack(operations: Sequence[Operation]) -> BatchRequest:
+        return BatchRequest(operations=operations)
+
+    def unpack(message: BatchResponse) -> Sequence[OperationResult]:
+        return message.results
+
+    return BatchStream("quota", Wire(lambda: stub.Batch(metadata=metadata), pack, unpack))
+
+
+class QuotaLedger:
+    """Implements `ports.Ledger`.
+
+    Attributes:
+        unavailable_count: Reserves that were given up without an answer.
+        refused_count: Settles and voids that the ledger will never take: a fault to look into.
+        dropped_count: Settles and voids that found no place in the queue; their holds expire.
+    """
+
+    def __init__(
+        self,
+        stream: _Stream,
+        *,
+        clock: Clock | None = None,
+        jitter: random.Random | None = None,
+    ) -> None:
+        self._stream = stream
+        self._clock = clock or SystemClock()
+        self._random = jitter or random.Random()  # noqa: S311  spreads retries, guards nothing
+        self._resolving: set[asyncio.Task[bool]] = set()
+        self.unavailable_count = 0
+        self.refused_count = 0
+        self.dropped_count = 0
+
+    def start(self) -> None:
+        """Opens the stream, so that the first request need not wait for it."""
+        self._stream.start()
+
+    @property
+    def resolving(self) -> int:
+        """Settles and voids that the ledger has not acknowledged yet."""
+        return len(self._resolving)
+
+    async def reserve(
+        self, request: ReserveRequest, deadline: Deadline, traceparent: str = ""
+    ) -> ReserveResponse:
+        """See `ports.Ledger.reserve`."""
+        answered = False
+        try:
+            result = await self._reserve(request, deadline, traceparent)
+            answered = True
+        finally:
+            if not answered:
+                # Also where the caller is cancelled: the hold may be there, and nothing was sent.
+                self.unavailable_count += 1
+                void = VoidRequest(reservation_id=request.reservation_id, reason=LOST_ANSWER)
+                self._resolve(Operation(void=void, traceparent=traceparent))
+        if result.WhichOneof("result") == "error":
+            raise error_of(result.error, self._clock)
+        return result.reserve
+
+    async def settle(self, request: SettleRequest, traceparent: str = "") -> bool:
+        """See `ports.Ledger.settle`."""
+        return await self._acknowledged(Operation(settle=request, traceparent=traceparent))
+
+    async def void(self, request: VoidRequest, traceparent: str = "") -> bool:
+        """See `ports.Ledger.void`."""
+        return await self._acknowledged(Operation(void=request, traceparent=traceparent))
+
+    async def drain(self, timeout_seconds: float) -> int:
+        """Waits for what is being resolved, then closes the stream. How many are left.
+
+        Those that are left are lost with this process: their holds expire (LEDGER, I8).
+        """
+        deadline = Deadline.after(timeout_seconds)
+        while self._resolving and deadline.remaining_seconds() > 0:
+            await asyncio.wait(self._resolving, timeout=deadline.remaining_seconds())
+        left = list(self._resolving)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        if left:
+            logger.error("%d settles and voids were not acknowledged before the end", len(left))
+        await self._stream.drain(deadline.remaining_seconds())
+        return len(left)
+
+    async def _reserve(
+        self, request: ReserveRequest, deadline: Deadline, traceparent: str
+    ) -> OperationResult:
+        """The ledger's verdict; raises where there is none in time."""
+        until = Deadline.after(min(RESERVE_SECONDS_MAX, deadline.remaining_seconds()))
+        backoff = self._backoff()
+        why: PenstockError = DeadlineExceeded("the deadline passed before anything was reserved")
+        while (left_seconds := until.remaining_seconds()) > 0:
+            try_seconds = min(RESERVE_TRY_SECONDS, left_seconds)
+            operation = Operation(
+                reserve=request, traceparent=traceparent, deadline_ms=max(1, int(try_seconds * 1000))
+            )
+            try:
+                result = await self._stream.call(operation, timeout_seconds=try_seconds)
+            except (Unavailable, DeadlineExceeded) as error:
+                why = error
+            else:
+                if not _is_open(result):
+                    return result
+                why = error_of(result.error, self._clock)
+            await asyncio.sleep(min(backoff(), until.remaining_seconds()))
+        if deadline.remaining_seconds() <= 0:
+            raise DeadlineExceeded(
+                f"the deadline passed before the ledger answered ({why.message}); nothing was sent"
+            )
+        raise Unavailable(
+            f"the ledger cannot be reached, so nothing may be spent ({why.message}); try again",
+            reason="LEDGER_UNAVAILABLE",
+            retry_after_seconds=RESERVE_SECONDS_MAX,
+        )
+
+    async def _acknowledged(self, operation: Operation) -> bool:
+        task = self._resolve(operation)
+        if task is None:
+            return False
+        # `wait` cancels nothing: neither its time-out nor the caller's end reaches the task.
+        done, _ = await asyncio.wait({task}, timeout=ACKNOWLEDGE_SECONDS)
+        return bool(done) and task.result()
+
+    def _resolve(self, operation: Operation) -> "asyncio.Task[bool] | None":
+        if len(self._resolving) >= RESOLVING_MAX:
+            self.dropped_count += 1
+            logger.error("too many settles and voids under way, dropped: %s", _name(operation))
+            return None
+        task = asyncio.create_task(self._tell(operation))
+        self._resolving.add(task)
+        task.add_done_callback(self._resolving.discard)
+        return task
+
+    async def _tell(self, operation: Operation) -> bool:
+        """Until the ledger has it (True), or says that it never will (False)."""
+        backoff = self._backoff()
+        while True:
+            try:
+                result = await self._stream.call(operation, timeout_seconds=RESOLVE_TRY_SECONDS)
+            except (Unavailable, DeadlineExceeded):
+                pass
+            else:
+                if result.WhichOneof("result") != "error":
+                    return True
+                if not _is_open(result):
+                    self.refused_count += 1
+                    reason = result.error.reason
+                    logger.error("the ledger refused %s: %s", _name(operation), reason)
+                    return False
+            await asyncio.sleep(backoff())
+
+    def _backoff(self) -> "Callable[[], float]":
+        step_seconds = BACKOFF_SECONDS_MIN
+
+        def next_seconds() -> float:
+            nonlocal step_seconds
+            pause_seconds = step_seconds * self._random.uniform(0.5, 1.0)
+            step_seconds = min(2 * step_seconds, BACKOFF_SECONDS_MAX)
+            return pause_seconds
+
+        return next_seconds
+
+
+def error_of(error: OperationError, clock: Clock) -> PenstockError:
+    """The PenstockError that the quota service meant; a refusal's facts are in its metadata."""
+    kind = kind_of(_code(error), error.reason)
+    metadata = dict(error.metadata)
+    retry_after_seconds = None
+    if kind is BudgetExceeded and error.HasField("refusal"):
+        refusal = error.refusal
+        for field in refusal.DESCRIPTOR.fields:
+            if field.name != "resets_at":
+                metadata.setdefault(field.name, str(getattr(refusal, field.name)))
+        if refusal.HasField("resets_at"):
+            metadata.setdefault("resets_at", refusal.resets_at.ToJsonString())
+            resets_in = refusal.resets_at.ToMilliseconds() / 1000 - clock.unix_seconds()
+            retry_after_seconds = max(0.0, resets_in)
+        else:
+            metadata["resets_at"] = "never"
+    return kind(
+        error.message,
+        reason=error.reason or None,
+        metadata=metadata,
+        retry_after_seconds=retry_after_seconds,
+    )
+
+
+def _is_open(result: OperationResult) -> bool:
+    """Whether the ledger gave no verdict: the operation may have been applied, or may yet be."""
+    if result.WhichOneof("result") != "error" or result.error.HasField("refusal"):
+        return False
+    return result.error.reason != "BUDGET_EXCEEDED" and _code(result.error) in _OPEN_CODES
+
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+def _code(error: OperationError) -> grpc.StatusCode:
+    return _CODES.get(error.code, grpc.StatusCode.UNKNOWN)
+
+
+def _name(operation: Operation) -> str:
+    kind = operation.WhichOneof("operation")
+    assert kind is not None
+    return f"{kind} of {getattr(operation, kind).reservation_id}"

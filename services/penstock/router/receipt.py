@@ -1,0 +1,130 @@
+"""What a request is told about itself: who answered, why, and what it cost. Pure."""
+
+from dataclasses import dataclass, field
+
+from penstock.cache.v1.cache_pb2 import Answer, LookupResponse
+from penstock.core.catalogue import Catalogue
+from penstock.router.estimate import Used
+from penstock.router.policy import Attempt, Reason
+from penstock.router.v1.router_pb2 import (
+    CACHE_VERDICT_HIT,
+    CACHE_VERDICT_SHARED,
+    AttemptOutcome,
+    CacheVerdict,
+    Receipt,
+)
+from penstock.type.v1.chat_pb2 import Usage
+
+OK = "ok"
+CLIENT_GONE = "CLIENT_GONE"
+"""Outcome of an attempt whose caller hung up or ran out of time."""
+FAIL_OPEN = "FAIL_OPEN"
+"""In place of a reservation's id: a local attempt that went on while the ledger was away (LEDGER,
+I15).
+"""
+
+
+@dataclass
+class Tally:
+    """Sums up a request over all its attempts."""
+
+    request_id: str
+    baseline: str
+    """Target whose price is the all-paid counterfactual."""
+    cache: CacheVerdict.ValueType
+    trace_id: str = ""
+    outcomes: list[AttemptOutcome] = field(default_factory=list)
+    cost_nano_usd: int = 0
+    settled: bool = True
+    refused_nano_usd: int | None = None
+    """The smallest hold that a budget refused."""
+
+    def hopeless(self, attempt: Attempt) -> bool:
+        """A budget has refused as little as this attempt would hold."""
+        refused = self.refused_nano_usd
+        return refused is not None and attempt.cost_bound_nano_usd >= refused
+
+    def refuse(self, attempt: Attempt, outcome: str) -> None:
+        """A budget had too little left: nothing was held or sent."""
+        self.refused_nano_usd = attempt.cost_bound_nano_usd
+        self.add(attempt, outcome=outcome, reservation_id="", used=Used(Usage(), 0), settled=True)
+
+    def add(
+        self, attempt: Attempt, *, outcome: str, reservation_id: str, used: Used, settled: bool
+    ) -> None:
+        self.cost_nano_usd += used.amount_nano_usd
+        self.settled = self.settled and settled
+        self.outcomes.append(
+            AttemptOutcome(
+                provider=attempt.label,
+                model=attempt.model,
+                reason=attempt.reason,
+                outcome=outcome,
+                reservation_id=reservation_id,
+                cost_nano_usd=used.amount_nano_usd,
+            )
+        )
+
+    def receipt(self, attempt: Attempt, used: Used, catalogue: Catalogue) -> Receipt:
+        """Of the attempt that answered; it was added last."""
+        baseline = baseline_cost_nano_usd(self.baseline, used.usage, catalogue)
+        return Receipt(
+            request_id=self.request_id,
+            provider=attempt.label,
+            model=attempt.model,
+            reason=attempt.reason,
+            cache=self.cache,
+            cost_nano_usd=self.cost_nano_usd,
+            baseline_cost_nano_usd=baseline,
+            saved_nano_usd=max(0, baseline - self.cost_nano_usd),
+            reservation_id=self.outcomes[-1].reservation_id,
+            attempts=self.outcomes,
+            max_tokens=attempt.max_tokens,
+            trace_id=self.trace_id,
+            settled=self.settled,
+        )
+
+    def facts(self) -> dict[str, str]:
+        """For the metadata of an error: what the request was charged before it failed."""
+        facts = {"request_id": self.request_id, "cost_nano_usd": str(self.cost_nano_usd)}
+        if self.trace_id:
+            facts["trace_id"] = self.trace_id
+        if self.outcomes:
+            facts["reservation_id"] = self.outcomes[-1].reservation_id
+            facts["attempts"] = "; ".join(
+                f"{o.provider}/{o.model}: {o.reason}: {o.outcome}" for o in self.outcomes
+            )
+        return facts
+
+
+def of_stored(
+    found: LookupResponse, *, request_id: str, baseline: str, trace_id: str, catalogue: Catalogue
+) -> Receipt:
+    """Of an answer that lay in the cache, or that an identical request in flight made: it costs
+    nothing.
+    """
+    shared = found.verdict == LookupResponse.VERDICT_SHARED
+    answer: Answer = found.answer
+    saved = baseline_cost_nano_usd(baseline, answer.usage, catalogue)
+    return Receipt(
+        request_id=request_id,
+        provider="cache",
+        model=answer.model,
+        reason=Reason.SHARED_FLIGHT if shared else Reason.EXACT_HIT,
+        cache=CACHE_VERDICT_SHARED if shared else CACHE_VERDICT_HIT,
+        cost_nano_usd=0,
+        baseline_cost_nano_usd=saved,
+        saved_nano_usd=saved,
+        max_tokens=answer.max_tokens,
+        trace_id=trace_id,
+        settled=True,
+    )
+
+
+def baseline_cost_nano_usd(baseline: str, usage: Usage, catalogue: Catalogue) -> int:
+    """What the baseline model would have charged for these tokens, none of them cached."""
+    price = catalogue.price_of(baseline)
+    assert price is not None  # the catalogue was validated
+    return price.cost_nano_usd(
+        prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens
+    )

@@ -1,0 +1,181 @@
+"""Requests under way: each flow runs in a task of its own, so that its caller may go away anytime.
+
+A front waits for `Running.batch()`. When its client hangs up it calls `close()`, which returns at
+once: the flow is cancelled (its upstream stops), and goes on alone until its money is settled. A
+drain waits for those too.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from penstock.core.deadline import Deadline
+from penstock.core.errors import (
+    Cancelled,
+    CapacityExhausted,
+    DeadlineExceeded,
+    PenstockError,
+    Unavailable,
+)
+from penstock.router.events import Delta, Done, Event
+
+logger = logging.getLogger(__name__)
+
+COALESCE_SECONDS = 0.02
+"""Between two messages to a client: below what a reader notices, at most 50 messages a second."""
+
+WAITING_MAX = 1_024
+"""Events that wait for a slow reader; then the upstream waits too."""
+
+RUNNING_MAX = 8_192
+"""Requests of one process; each costs memory, and one event loop serves no more."""
+
+DEADLINE_GRACE_SECONDS = 0.25
+"""Backends keep the deadline themselves and tell what it cost; this is for what they miss."""
+
+SETTLE_SECONDS = 5.0
+"""After a drain's grace: for what was cut off to be settled."""
+
+
+class Running:
+    """One flow under way."""
+
+    def __init__(self, events: AsyncGenerator[Event, None], deadline: Deadline) -> None:
+        self._events = events
+        self._deadline = deadline
+        self._waiting: list[Event] = []
+        self._arrived = asyncio.Event()
+        self._room = asyncio.Event()
+        self._over = asyncio.Event()
+        self._error: Exception | None = None
+        self._spoke = False
+        self._closed = False
+        self._sent_at = float("-inf")
+        self.task = asyncio.create_task(self._pump())
+
+    def close(self) -> None:
+        """The client went away. May be called at any time, more than once."""
+        if not self._over.is_set() and not self._closed:
+            self._closed = True
+            self.task.cancel()
+
+    async def batch(self) -> list[Event]:
+        """What came since the last call; empty at the end. The first token comes at once.
+
+        Raises:
+            PenstockError: the flow's, after everything that came before it was handed out.
+        """
+        await self._arrived.wait()
+        if self._spoke and not self._over.is_set():
+            await self._pause()
+        batch, self._waiting = self._waiting, []
+        self._room.set()
+        if not self._over.is_set():
+            self._arrived.clear()
+        if batch:
+            self._spoke = self._spoke or any(isinstance(event, Delta) for event in batch)
+            self._sent_at = asyncio.get_running_loop().time()
+            return batch
+        if self._error is not None:
+            raise self._error
+        return batch
+
+    async def _pause(self) -> None:
+        """Lets deltas gather; ends early when nothing more can come."""
+        rest = self._sent_at + COALESCE_SECONDS - asyncio.get_running_loop().time()
+        if rest <= 0:
+            return
+        try:
+            async with asyncio.timeout(rest):
+                await self._over.wait()
+        except TimeoutError:
+            pass
+
+    async def _pump(self) -> None:
+        limit = asyncio.timeout(self._deadline.remaining_seconds() + DEADLINE_GRACE_SECONDS)
+        try:
+            async with limit:
+                await self._collect()
+        except asyncio.CancelledError:
+            self._error = Cancelled("the request was cancelled by its caller")
+        except Exception as error:
+            self._error = error if not limit.expired() else _late()
+            if self._closed and not isinstance(error, PenstockError):
+                logger.exception("a flow failed after its client had gone")
+        finally:
+            self._over.set()
+            self._arrived.set()
+
+    async def _collect(self) -> None:
+        async with aclosing(self._events) as events:
+            async for event in events:
+                self._waiting.append(event)
+                self._arrived.set()
+                # The last event passes in any case: it must not wait for a reader.
+                if len(self._waiting) >= WAITING_MAX and not isinstance(event, Done):
+                    self._room.clear()
+                    await self._room.wait()
+
+
+def _late() -> DeadlineExceeded:
+    return DeadlineExceeded(
+        "the deadline passed before the answer was complete; allow more time, "
+        "or ask for fewer tokens"
+    )
+
+
+class Registry:
+    """All requests under way in this process."""
+
+    def __init__(self) -> None:
+        self._running: set[Running] = set()
+        self._draining = False
+
+    def start(self, events: AsyncGenerator[Event, None], deadline: Deadline) -> Running:
+        """Begins a flow.
+
+        Raises:
+            Unavailable: ROUTER_DRAINING.
+            CapacityExhausted: ROUTER_FULL.
+        """
+        self.check_room()
+        running = Running(events, deadline)
+        self._running.add(running)
+        running.task.add_done_callback(lambda _: self._running.discard(running))
+        return running
+
+    def check_room(self) -> None:
+        if self._draining:
+            raise Unavailable(
+                "this router is shutting down; try again, another one answers",
+                reason="ROUTER_DRAINING",
+                retry_after_seconds=1,
+            )
+        if len(self._running) >= RUNNING_MAX:
+            raise CapacityExhausted(
+                f"this router has {RUNNING_MAX} requests under way; try again",
+                reason="ROUTER_FULL",
+                retry_after_seconds=1,
+            )
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def stop_accepting(self) -> None:
+        self._draining = True
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Until nothing is under way; what is left after the grace is cut off and settled."""
+        self.stop_accepting()
+        await self._wait(grace_seconds)
+        if self._running:
+            logger.warning("cutting off %d requests after the grace", len(self._running))
+            for running in list(self._running):
+                running.close()
+            await self._wait(SETTLE_SECONDS)
+
+    async def _wait(self, seconds: float) -> None:
+        tasks = [running.task for running in self._running]
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)

@@ -1,0 +1,90 @@
+"""What the flow records of a request: attributes of its span and of its attempts' spans."""
+
+from google.protobuf.json_format import MessageToJson
+
+from penstock.core import semconv
+from penstock.core.semconv import Attributes
+from penstock.router.estimate import Used
+from penstock.router.policy import Attempt
+from penstock.router.receipt import Tally
+from penstock.router.request import Request
+from penstock.router.v1.router_pb2 import CacheVerdict, Receipt
+
+
+def of_request(request: Request, *, record_prompts: bool) -> Attributes:
+    chat = request.input
+    raw = chat.HasField("prompt")
+    found: Attributes = {
+        semconv.OPERATION: semconv.TEXT_COMPLETION if raw else semconv.CHAT,
+        semconv.REQUEST_MODEL: request.model,
+        semconv.REQUEST_ID: request.request_id,
+        semconv.ORGANISATION: request.principal.org_id,
+        semconv.TEAM: request.principal.team_id,
+        semconv.KEY_ID: request.principal.key_id,
+        semconv.REQUEST_CHOICES: request.choices,
+    }
+    if request.client_request_id:
+        found[semconv.CLIENT_REQUEST_ID] = request.client_request_id
+    if chat.HasField("temperature"):
+        found[semconv.REQUEST_TEMPERATURE] = chat.temperature
+    if chat.HasField("top_p"):
+        found[semconv.REQUEST_TOP_P] = chat.top_p
+    if record_prompts:
+        found[semconv.INPUT_MESSAGES] = MessageToJson(chat, indent=None)
+    return found
+
+
+def of_attempt(attempt: Attempt, index: int) -> Attributes:
+    return {
+        semconv.PROVIDER: attempt.label,
+        semconv.RESPONSE_MODEL: attempt.model,
+        semconv.REASON: attempt.reason,
+        semconv.REQUEST_MAX_TOKENS: attempt.max_tokens,
+        semconv.HELD_NANO_USD: attempt.cost_bound_nano_usd,
+        semconv.ATTEMPT_INDEX: index,
+    }
+
+
+def of_use(used: Used, reservation_id: str) -> Attributes:
+    usage = used.usage
+    return {
+        semconv.RESERVATION_ID: reservation_id,
+        **semconv.charged(
+            cost_nano_usd=used.amount_nano_usd,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_prompt_tokens=usage.cached_prompt_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            estimated=usage.estimated,
+        ),
+    }
+
+
+def of_receipt(receipt: Receipt) -> Attributes:
+    return {
+        semconv.PROVIDER: receipt.provider,
+        semconv.RESPONSE_MODEL: receipt.model,
+        semconv.REASON: receipt.reason,
+        semconv.CACHE: verdict_name(receipt.cache),
+        semconv.COST_NANO_USD: receipt.cost_nano_usd,
+        semconv.BASELINE_COST_NANO_USD: receipt.baseline_cost_nano_usd,
+        semconv.SAVED_NANO_USD: receipt.saved_nano_usd,
+        semconv.SETTLED: receipt.settled,
+        semconv.ATTEMPTS: len(receipt.attempts),
+    }
+
+
+def of_failure(tally: Tally) -> Attributes:
+    return {
+        semconv.CACHE: verdict_name(tally.cache),
+        semconv.COST_NANO_USD: tally.cost_nano_usd,
+        semconv.SETTLED: tally.settled,
+        semconv.ATTEMPTS: len(tally.outcomes),
+    }
+
+
+def verdict_name(verdict: CacheVerdict.ValueType) -> str:
+    """One of "hit", "miss", "shared", "bypass" or "unavailable": in headers, JSON and spans
+    alike.
+    """
+    return CacheVerdict.Name(verdict).removeprefix("CACHE_VERDICT_").lower()

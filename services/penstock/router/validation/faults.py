@@ -1,0 +1,51 @@
+"""The faults of one request, collected; told as one InvalidRequest."""
+
+import math
+from collections.abc import Callable
+
+from penstock.core.errors import FieldViolation, InvalidRequest
+
+TEXT_CHARACTERS_MAX = 2_000
+"""Of all faults together: they travel twice in gRPC trailers, which peers cut at 8 KiB."""
+
+SHOWN_CHARACTERS_MAX = 48
+"""Of a value that is quoted back."""
+
+
+def shown(value: object) -> str:
+    """A value as it is quoted in an error: printable ASCII and short."""
+    text = ascii(value)
+    if len(text) <= SHOWN_CHARACTERS_MAX:
+        return text
+    return f"{text[:SHOWN_CHARACTERS_MAX]}…"
+
+
+class Faults:
+    """Collects violations in the order of the fields; more than can be told are counted."""
+
+    def __init__(self) -> None:
+        self._found: list[FieldViolation] = []
+        self._characters = 0
+        self._untold = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._found)
+
+    def add(self, field: str, description: str) -> None:
+        self._characters += len(field) + len(description)
+        if self._found and self._characters > TEXT_CHARACTERS_MAX:
+            self._untold += 1
+            return
+        self._found.append(FieldViolation(field, description))
+
+    def within(self, field: str, value: float, low: float, high: float, remedy: str) -> None:
+        """Adds a fault where `value` is no number from `low` to `high`."""
+        if not math.isfinite(value) or not low <= value <= high:
+            self.add(field, f"{value} is not from {low:g} to {high:g}; {remedy}")
+
+    def error(self, rename: Callable[[str], str] = str) -> InvalidRequest:
+        """All that was found, the fields named as the caller's front names them."""
+        told = [FieldViolation(rename(v.field), v.description) for v in self._found]
+        if self._untold:
+            told.append(FieldViolation("(request)", f"has {self._untold} more faults"))
+        return InvalidRequest.of(told)

@@ -1,0 +1,63 @@
+"""A real private PostgreSQL for a test session, and a fresh database for each test.
+
+Use in a conftest.py or a test module:  `from support.postgres import postgres_server, database_dsn`
+(both names: the second fixture asks for the first).
+"""
+
+import asyncio
+import secrets
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from penstock.core import postgres
+from penstock.core.postgres_server import HOST, PrivateServer, remove
+
+__all__ = ["database_dsn", "free_port", "fresh_database", "postgres_server"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateServer]:
+    """One server a session, on a free port in a temporary folder."""
+    folder = Path(tmp_path_factory.mktemp("postgres"))
+    server = PrivateServer(folder, free_port())
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        remove(folder)
+
+
+async def fresh_database(server: PrivateServer, *, extensions: tuple[str, ...] = ()) -> str:
+    """A new empty database with a role of its own; its DSN."""
+    name = f"test_{secrets.token_hex(6)}"
+    password = secrets.token_hex(16)
+    await postgres.ensure_database(
+        server.dsn(), database=name, role=name, password=password, extensions=extensions
+    )
+    return f"postgresql://{name}:{password}@{HOST}:{server.port}/{name}"
+
+
+@pytest.fixture
+async def database_dsn(postgres_server: PrivateServer) -> AsyncIterator[str]:
+    """DSN of a database that lives as long as the test (with pgvector installed)."""
+    dsn = await fresh_database(postgres_server, extensions=("vector",))
+    yield dsn
+    name = dsn.rsplit("/", 1)[1]
+    async with asyncio.timeout(20):
+        connection = await asyncpg.connect(postgres_server.dsn())
+        try:
+            await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            await connection.execute(f"DROP ROLE IF EXISTS {name}")
+        finally:
+            await connection.close()

@@ -1,0 +1,57 @@
+from penstock.core.metrics import LABEL_VALUES_MAX, Metrics, exposition
+import pytest
+
+
+def test_an_attempt_is_counted_in_money_and_tokens():
+    metrics = Metrics()
+    metrics.attempt_ended(
+        provider="openai", model="gpt-4o-mini", outcome="ok",
+        cost_nano_usd=1_234_567, prompt_tokens=10, completion_tokens=5,
+    )  # fmt: skip
+
+    body, content_type = exposition(metrics.registry)
+
+    text = body.decode()
+    labels = 'model="gpt-4o-mini",provider="openai"'
+    assert content_type.startswith("text/plain")
+    assert f"penstock_cost_nano_usd_total{{{labels}}} 1.234567e+06" in text
+    assert f'penstock_tokens_total{{kind="prompt",{labels}}} 10.0' in text
+
+
+def test_requests_are_counted_by_outcome_provider_reason_and_cache():
+    metrics = Metrics()
+    for _ in range(3):
+        metrics.request_ended(
+            outcome="ok", provider="local", reason="local_first", cache="miss",
+            duration_seconds=0.2, first_token_seconds=0.03,
+        )  # fmt: skip
+    labels = {"outcome": "ok", "provider": "local", "reason": "local_first", "cache": "miss"}
+    read = metrics.registry.get_sample_value
+
+    assert 3 == read("penstock_requests_total", labels)
+    assert read("penstock_time_to_first_token_seconds_sum", {"provider": "local"}) == pytest.approx(
+        0.09
+    )
+
+
+def test_a_label_has_a_bounded_number_of_values():
+    metrics = Metrics()
+    for number in range(LABEL_VALUES_MAX + 50):
+        metrics.attempt_ended(provider="openai", model=f"m{number}", outcome="ok")
+
+    labels = {"provider": "openai", "model": "other", "outcome": "ok"}
+    assert 50 == metrics.registry.get_sample_value("penstock_attempts_total", labels)
+
+
+def test_breakers_ledger_retries_and_fail_open():
+    metrics = Metrics()
+    metrics.breaker("openai", is_open=True)
+    metrics.breaker("local/qwen", is_open=False)
+    metrics.ledger_retried("settle")
+    metrics.failed_open()
+    read = metrics.registry.get_sample_value
+
+    assert 1 == read("penstock_breaker_open", {"target": "openai"})
+    assert 0 == read("penstock_breaker_open", {"target": "local/qwen"})
+    assert 1 == read("penstock_ledger_retries_total", {"operation": "settle"})
+    assert 1 == read("penstock_fail_open_total")

@@ -1,0 +1,149 @@
+import pytest
+
+from penstock.core.deadline import Deadline
+from penstock.core.errors import (
+    CapacityExhausted,
+    FailedPrecondition,
+    InvalidRequest,
+    NotFound,
+    PermissionDenied,
+)
+from penstock.router.backends.base import PoolView, ProviderView, Views
+from penstock.router.policy import Ask, Reason, after, plan, refusal, resolve
+from support.chat import catalogue, chat
+
+FREE = PoolView(ready_replicas=1, free_slots=2, queue_room=4)
+ON = ProviderView(label="acme", enabled=True)
+
+
+def ask(*, seconds: float = 60, local_only: bool = False, n: int = 1, **fields: object) -> Ask:
+    return Ask(chat(n=n, **fields), n, local_only, Deadline.after(seconds))
+
+
+def views(pool: PoolView = FREE, provider: ProviderView = ON) -> Views:
+    return Views({"small": pool}, {"acme": provider})
+
+
+def routed(name: str, the_ask: Ask, the_views: Views) -> list[tuple[str, str]]:
+    found = plan(the_ask, resolve(name, catalogue(), []), catalogue(), the_views)
+    return [(a.provider, a.reason) for a in found.attempts]
+
+
+@pytest.mark.parametrize(
+    ("name", "the_ask", "the_views", "expected"),
+    [
+        ("auto", ask(), views(), [("local", "local_first"), ("acme", "fallback")]),
+        (
+            "auto",
+            ask(),
+            views(PoolView()),
+            [("acme", "spill_no_replica"), ("local", "fallback")],
+        ),
+        (
+            "auto",
+            ask(),
+            views(PoolView(ready_replicas=1)),
+            [("acme", "spill_full"), ("local", "fallback")],
+        ),
+        (
+            "auto",
+            ask(seconds=5),
+            views(PoolView(ready_replicas=1, queue_room=1, expected_wait_ms=6000)),
+            [("acme", "spill_wait"), ("local", "fallback")],
+        ),
+        (
+            "auto",
+            ask(seconds=10),
+            views(PoolView(ready_replicas=1, queue_room=1, expected_wait_ms=6000)),
+            [("local", "local_first"), ("acme", "fallback")],
+        ),
+        ("auto", ask(local_only=True), views(), [("local", "local_first")]),
+        ("auto", ask(local_only=True), views(PoolView()), [("local", "only_target")]),
+        ("own", ask(), views(PoolView(ready_replicas=1)), [("local", "only_target")]),
+        ("local/small", ask(), views(PoolView(ready_replicas=1)), [("local", "pinned")]),
+        ("acme/large", ask(), views(), [("acme", "pinned")]),
+        ("auto", ask(), views(provider=ProviderView("acme")), [("local", "local_first")]),
+        ("auto", ask(max_tokens=300), views(), [("acme", "first_target")]),
+        ("auto", ask(n=3), views(), [("acme", "first_target")]),
+    ],
+)
+def test_a_request_goes_where_the_rules_say(name, the_ask, the_views, expected):
+    assert expected == routed(name, the_ask, the_views)
+
+
+def test_a_target_that_is_waited_for_leaves_a_margin_before_the_deadline():
+    route = resolve("own", catalogue(), [])
+    found = plan(ask(seconds=10), route, catalogue(), views(PoolView(ready_replicas=1)))
+    assert 9.0 < found.attempts[0].wait_seconds_max <= 9.5
+
+
+def test_the_hold_is_the_dearest_that_the_attempt_can_cost():
+    route = resolve("acme/large", catalogue(), [])
+    attempt = plan(ask(n=2, max_tokens=7), route, catalogue(), views()).attempts[0]
+    bound = 64 + 8 + len("hello")  # the template's constants, and the bytes of the text
+    assert bound == attempt.prompt_tokens_bound
+    assert bound * 10_000 + 2 * 7 * 40_000 == attempt.cost_bound_nano_usd
+
+
+def test_without_max_tokens_the_catalogues_bound_is_sent():
+    route = resolve("acme/large", catalogue(), [])
+    assert 500 == plan(ask(), route, catalogue(), views()).attempts[0].max_tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "the_ask", "the_views", "error", "says"),
+    [
+        ("auto", ask(max_tokens=501), views(), InvalidRequest, "max_tokens: 501 is more than the"),
+        ("local/small", ask(n=3), views(), InvalidRequest, "n: 3 is more than the 2 slots"),
+        ("acme/large", ask(local_only=True), views(), FailedPrecondition, "local-only"),
+        (
+            "acme/large",
+            ask(),
+            views(provider=ProviderView("acme")),
+            FailedPrecondition,
+            "paid side is off",
+        ),
+        (
+            "acme/large",
+            ask(),
+            views(provider=ProviderView("acme", enabled=True, retry_after_seconds=7)),
+            CapacityExhausted,
+            "nothing can answer now",
+        ),
+    ],
+)
+def test_a_request_that_nothing_may_answer_is_told_why(name, the_ask, the_views, error, says):
+    route = resolve(name, catalogue(), [])
+    found = plan(the_ask, route, catalogue(), the_views)
+    told = refusal(the_ask, route, found, catalogue())
+    assert isinstance(told, error)
+    assert says in told.message
+
+
+def test_a_paused_provider_says_when_to_come_back():
+    route = resolve("acme/large", catalogue(), [])
+    paused = views(provider=ProviderView("acme", enabled=True, retry_after_seconds=7))
+    found = plan(ask(), route, catalogue(), paused)
+    assert 7 == refusal(ask(), route, found, catalogue()).retry_after_seconds
+
+
+def test_an_unknown_model_is_not_found():
+    with pytest.raises(NotFound, match="'nope' is neither an alias"):
+        resolve("nope", catalogue(), [])
+
+
+def test_a_key_reaches_only_its_targets_through_an_alias():
+    assert ("local/small",) == resolve("auto", catalogue(), ["local/*"]).targets
+    assert ("local/small", "acme/large") == resolve("auto", catalogue(), ["auto"]).targets
+
+
+def test_a_key_that_may_use_none_of_the_targets_is_refused():
+    with pytest.raises(PermissionDenied, match="may not use 'acme/large'"):
+        resolve("acme/large", catalogue(), ["local/*"])
+
+
+def test_a_pool_that_refused_was_full_after_all():
+    route = resolve("auto", catalogue(), [])
+    second = plan(ask(), route, catalogue(), views()).attempts[1]
+    assert Reason.SPILL_FULL == after(second, CapacityExhausted("full")).reason
+    assert Reason.FALLBACK == after(second, FailedPrecondition("broken")).reason
