@@ -14,7 +14,7 @@ PenstockError
 ├── Cancelled             CANCELLED          499  the client went away
 ├── Unavailable           UNAVAILABLE        503  a part is down; retry with back-off
 ├── UpstreamFailed        UNAVAILABLE        502  the upstream failed; retry
-├── StreamBroken          ABORTED            502  broke after the first byte; what was delivered counts
+├── StreamBroken          ABORTED            502  broke after the first byte; what came counts
 └── Internal              INTERNAL           500  our fault; report it
 """
 

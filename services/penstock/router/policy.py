@@ -286,7 +286,7 @@ def _weigh_paid(
 
 
 def _bounded(ask: Ask, attempt: Attempt, prompt_tokens: int | None) -> Attempt | Rejected:
-    """The attempt with its bounds: the hold follows from what is sent, and is never shrunk (I13)."""
+    """The attempt with its bounds: the hold follows from what is sent, never shrunk (I13)."""
     if prompt_tokens is None:
         return Rejected(attempt.label, attempt.model, Reason.PROMPT_UNBOUNDED)
     max_tokens = attempt.max_tokens

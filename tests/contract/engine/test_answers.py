@@ -105,6 +105,8 @@ async def test_a_seed_repeats_a_sampled_answer(engine: Engine) -> None:
         chat = ask(LONG_STORY, temperature=1.5, seed=seed, max_tokens=12)
         return (await collect(engine.generate(chat, request_id="a"))).text()
 
+    # The first reads the prompt, the others find it in the cache: only these compare.
+    await sample(7)
     samples = [await sample(7), await sample(7), await sample(8), await sample(2**40 + 9)]
     assert samples[0] == samples[1]
     assert len(set(samples)) > 1

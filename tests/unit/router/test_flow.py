@@ -2,15 +2,6 @@ import asyncio
 from contextlib import aclosing
 
 import pytest
-from support.chat import catalogue, chat
-from support.ports import (
-    FixedLandscape,
-    MemoryAnswers,
-    MemoryLedger,
-    Script,
-    ScriptedBackend,
-    text_answer,
-)
 
 from penstock.core.clock import SystemClock
 from penstock.core.deadline import Deadline
@@ -37,6 +28,15 @@ from penstock.router.flow import Flow
 from penstock.router.request import Request
 from penstock.router.v1.router_pb2 import CACHE_VERDICT_HIT, CACHE_VERDICT_UNAVAILABLE, CacheControl
 from penstock.type.v1.chat_pb2 import ChoiceDelta
+from support.chat import catalogue, chat
+from support.ports import (
+    FixedLandscape,
+    MemoryAnswers,
+    MemoryLedger,
+    Script,
+    ScriptedBackend,
+    text_answer,
+)
 
 FULL = AttemptFailed(CapacityExhausted("full"), billing=Billing.NOTHING, fall_back=True)
 DIED = AttemptFailed(UpstreamFailed("died"), billing=Billing.UNKNOWN, fall_back=True)
@@ -140,7 +140,7 @@ async def test_each_attempt_is_billed_for_itself():
 
 
 async def test_nothing_is_retried_once_the_client_has_seen_a_byte():
-    house = House(local=[Chunk([ChoiceDelta(content="par")], (), 10, 1), BROKE])
+    house = House(local=[Chunk([ChoiceDelta(content="par")], None, 10, 1), BROKE])
     with pytest.raises(StreamBroken) as caught:
         await house.run(request())
     assert [] == house.paid.calls
@@ -158,7 +158,7 @@ async def test_a_request_at_fault_does_not_fall_back():
 
 
 async def test_a_hang_up_stops_the_upstream_and_bills_what_was_made():
-    house = House(local=[Chunk([ChoiceDelta(content="par")], (), 10, 2), None])
+    house = House(local=[Chunk([ChoiceDelta(content="par")], None, 10, 2), None])
     async with aclosing(house.flow.run(request())) as events:
         async for event in events:
             if isinstance(event, Delta):
