@@ -1,7 +1,7 @@
 """A replica that fails on purpose: a real gRPC server on a free port, speaking `LocalService`.
 
-    async with FakeReplica() as replica:
-        replica.script = [delta("hello"), FULL]
+async with FakeReplica() as replica:
+    replica.script = [delta("hello"), FULL]
 """
 
 import asyncio

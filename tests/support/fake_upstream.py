@@ -1,7 +1,7 @@
 """A paid API that fails on purpose: a real HTTP server on a free port, speaking OpenAI's protocol.
 
-    async with FakeUpstream() as upstream:
-        upstream.answer = sse(*pieces("hello"))
+async with FakeUpstream() as upstream:
+    upstream.answer = sse(*pieces("hello"))
 """
 
 import asyncio

@@ -1,15 +1,16 @@
 """The real OTLP receiver, in a process of its own, and services' processes for a test of traces."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 import os
-from pathlib import Path
 import signal
 import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from support.postgres import free_port
 
 STOP_SECONDS = 15.0

@@ -34,7 +34,7 @@ class Config(BaseModel):
     bytes_max: int = Field(default=1024**3, ge=1024**2)
     """Of all answers together; the least recently used go first."""
     entry_bytes_max: int = Field(default=16 * 1024**2, ge=1024, le=16 * 1024**2)
-    """Of one answer. Routers keep to the catalogue's `cache.entry_bytes_max`; this is the outer bound."""
+    """Of one answer: the outer bound. Routers keep to the catalogue's `cache.entry_bytes_max`."""
     ttl_seconds: int = Field(default=86_400, ge=1, le=31_536_000)
     """Life of an entry whose router names none."""
     connections_max: int = Field(default=8, ge=2, le=1_000)

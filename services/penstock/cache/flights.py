@@ -1,4 +1,4 @@
-"""Flights as this process sees them: those led through it, and those that somebody here waits in."""
+"""Flights as this process sees them: those led through it, and those that are waited in here."""
 
 import asyncio
 from collections import OrderedDict

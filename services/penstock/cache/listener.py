@@ -46,7 +46,7 @@ class Listener:
                 await self._listen()
             except MigrationError:
                 raise
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 # Whatever a dying connection raises: what counts is whether the next one works.
                 level = logging.WARNING if is_outage(error) else logging.ERROR
                 logger.log(level, "PostgreSQL is away (%s)", type(error).__name__)
@@ -80,4 +80,4 @@ class Listener:
         try:
             self._waits.end(UUID(payload))
         except ValueError:
-            logger.error("a notice on %s is no token", CHANNEL)
+            logger.warning("a notice on %s is no token", CHANNEL)

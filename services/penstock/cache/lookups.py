@@ -1,4 +1,4 @@
-"""A look-up from its start to its end: an entry, a flight to lead, or the wait for another's answer."""
+"""A look-up from start to end: an entry, a flight to lead, or the wait for another's answer."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from penstock.cache.store.base import Ask, Flight, Found, Key, Store, Verdict
 from penstock.cache.store.micro_batch import MicroBatch
 
 USED_KEPT = 10_000
-"""Hits that are remembered until the next sweep; a busier cache forgets some, and evicts less well."""
+"""Hits remembered until the next sweep; a busier cache forgets some, and evicts less well."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ LEASE_MS = 5_000
 """How long a flight outlives a cache process that was killed. Renewed three times within."""
 
 UNARY_LEASE_MS = 30_000
-"""Of a flight led by a unary call: there is no stream whose end would tell that its leader is gone."""
+"""Of a flight led by a unary call: no stream's end would tell that its leader is gone."""
 
 _VERDICTS = {
     Verdict.MISS: LookupResponse.VERDICT_MISS,

@@ -24,7 +24,7 @@ from penstock.core.telemetry import Nothing, OperationSpan
 logger = logging.getLogger(__name__)
 
 OPERATIONS_MAX = 20_000
-"""Of one stream without a result, waiting look-ups included: more than a router lets be in flight."""
+"""Of one stream without a result, waiting look-ups included: more than a router sends."""
 
 RESULTS_BYTES_MAX = MESSAGE_BYTES_MAX // 2
 """Of a message; one answer of the greatest size still fits beside the others."""
@@ -134,7 +134,7 @@ class Session:
                         result.abandon.CopyFrom(await self._operations.abandon(operation.abandon))
                     case _:
                         raise InvalidRequest("operation: is empty")  # noqa: TRY301
-        except Exception as error:  # the boundary: whatever it is, this operation is told
+        except Exception as error:  # noqa: BLE001  the boundary: whatever it is, this operation is told
             result.error.CopyFrom(_told(error))
         self._put(result)
 

@@ -22,7 +22,7 @@ SWEEP_SECONDS = 30.0
 """Between two sweeps of a quiet cache; look-ups never find what expired, swept or not."""
 
 SWEEP_EARLY_SHARE = 16
-"""A sweep comes early once a sixteenth of the limit was stored: by so much a process may pass it."""
+"""A sweep comes early once a sixteenth of the limit was stored: a process passes it by no more."""
 
 
 class Upkeep:

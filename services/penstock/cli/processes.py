@@ -123,9 +123,8 @@ def sweep(state: State, records: Iterable[Record], *, grace_seconds: float) -> l
     alive = [(r.name, p) for r in records if (p := r.process()) is not None]
     end([process for _, process in alive], grace_seconds=grace_seconds)
     names = [name for name, _ in alive]
-    # Ray's processes: whatever was started in the folder that only its starter was given.
+    # Ray's processes outlive their parents; all work below the folder that only Ray was given.
     until = time.monotonic() + KILL_SECONDS
     while (strays := working_below(state.short_temp)) and time.monotonic() < until:
-        end(strays, grace_seconds=0)
-        names += [process.name() if process.is_running() else "a stray" for process in strays][:1]
+        names.append(f"{end(strays, grace_seconds=0)} processes of Ray")
     return names

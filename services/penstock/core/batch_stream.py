@@ -1,9 +1,10 @@
 """One long-lived stream that carries many operations: micro-batched out, answered in any order.
 
-A batch is whatever came while the last one was being written, so that a lone operation costs one hop
-and a flood costs few messages. When the stream breaks, everything in flight fails with `Unavailable`:
-whether it was applied is not known, so the caller decides to ask again under the same id. The stream
-comes back by itself with back-off; while it is away operations are refused at once.
+A batch is whatever came while the last one was being written, so that a lone operation costs one
+hop and a flood costs few messages. When the stream breaks, everything in flight fails with
+`Unavailable`: whether it was applied is not known, so the caller decides to ask again under the
+same id. The stream comes back by itself with back-off; while it is away operations are refused at
+once.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from penstock.core.errors import DeadlineExceeded, Unavailable
 logger = logging.getLogger(__name__)
 
 IN_FLIGHT_MAX = 16_384
-"""Operations that wait for an answer. More means that the peer is too slow: refuse, do not pile up."""
+"""Operations that wait for an answer. More means that the peer is too slow: refuse, not pile up."""
 
 BATCH_OPERATIONS_MAX = 512
 """Operations in a message: more would make the first of them wait for the last."""
@@ -84,6 +85,7 @@ class _Pending(Generic[ResultT]):
     future: "asyncio.Future[ResultT]"
     timeout: asyncio.Timeout
     wait_seconds: float
+    on_sent: Callable[[], None]
     sent: bool = False
 
 
@@ -126,11 +128,17 @@ class BatchStream(Generic[OperationT, ResultT]):
             self._runner = asyncio.create_task(self._run(), name=f"batch-stream-{self.peer}")
 
     async def call(
-        self, operation: OperationT, *, timeout_seconds: float, wait_seconds: float = 0.0
+        self,
+        operation: OperationT,
+        *,
+        timeout_seconds: float,
+        wait_seconds: float = 0.0,
+        on_sent: Callable[[], None] = lambda: None,
     ) -> ResultT:
         """Sends the operation (its `operation_id` is set here) and returns its last result.
 
         `timeout_seconds` bounds the wait for any result; an interim one grants `wait_seconds` more.
+        `on_sent` is called when it leaves: before that, it was certainly not applied.
         Cancelling it takes the operation back where it was not sent, else tells the peer.
 
         Raises:
@@ -147,7 +155,7 @@ class BatchStream(Generic[OperationT, ResultT]):
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout_seconds) as timeout:
-                pending = _Pending[ResultT](loop.create_future(), timeout, wait_seconds)
+                pending = _Pending[ResultT](loop.create_future(), timeout, wait_seconds, on_sent)
                 self._pending[number] = pending
                 self._send(operation)
                 return await pending.future
@@ -247,6 +255,7 @@ class BatchStream(Generic[OperationT, ResultT]):
             batch.append(operation)
             if number in self._pending:
                 self._pending[number].sent = True
+                self._pending[number].on_sent()
         return batch
 
     async def _read(self, call: Call) -> None:

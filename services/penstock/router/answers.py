@@ -1,8 +1,8 @@
 """The cache as the router sees it: an answer, or none. Out of reach is a miss, soon and counted."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
 import logging
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import grpc
@@ -37,6 +37,9 @@ WAIT_MARGIN_SECONDS = 1.0
 
 STORE_SECONDS = 5.0
 """Of a store or an abandonment, which nobody's answer waits for."""
+
+ACKNOWLEDGE_SECONDS = LOOKUP_SECONDS
+"""How long a request waits until the cache has its answer; it goes on in the background."""
 
 STORING_MAX = 10_000
 """Under way at once; more means that the cache is too slow, and answers are not kept."""
@@ -103,7 +106,7 @@ class CacheAnswers:
     async def lookup(
         self, request: LookupRequest, deadline: Deadline, traceparent: str = ""
     ) -> LookupResponse | None:
-        """See `ports.Answers`. Cancelling it gives up the wait, and a flight that it came to lead."""
+        """See `ports.Answers`. Cancelled, it gives up the wait, or the flight it came to lead."""
         permit = self._breaker.enter()
         if permit is None:
             self.unavailable_count += 1
@@ -122,13 +125,17 @@ class CacheAnswers:
         except asyncio.CancelledError:
             permit.dropped()
             raise
-        if result.WhichOneof("result") != "lookup":
+        if result.WhichOneof("result") == "lookup":
+            permit.succeeded()
+            return result.lookup
+        self.unavailable_count += 1
+        logger.warning("the cache refused a look-up: %s", result.error.reason)
+        if result.error.code == grpc.StatusCode.UNAVAILABLE.value[0]:
             permit.failed()
-            self.unavailable_count += 1
-            logger.warning("the cache refused a look-up: %s", result.error.reason)
-            return None
-        permit.succeeded()
-        return result.lookup
+        else:
+            # The fault is this request's; the cache is well.
+            permit.succeeded()
+        return None
 
     async def store(self, request: StoreRequest, traceparent: str = "") -> None:
         """Hands the answer to the cache. What is larger than the catalogue allows is not kept."""
@@ -159,7 +166,7 @@ class CacheAnswers:
         task = asyncio.create_task(sending)
         self._storing.add(task)
         task.add_done_callback(self._storing.discard)
-        await asyncio.wait({task})
+        await asyncio.wait({task}, timeout=ACKNOWLEDGE_SECONDS)
 
     async def _send(self, operation: Operation) -> None:
         try:

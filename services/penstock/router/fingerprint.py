@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -50,9 +50,7 @@ def fingerprint(request: Request, targets: Sequence[str] = ()) -> bytes:
 
 
 def shareable(chat: ChatInput) -> bool:
-    """Whether identical requests in flight may share one generation: sampling is meant to be
-    equal.
-    """
+    """Whether identical requests in flight may share one generation: their samples are equal."""
     return chat.HasField("temperature") and chat.temperature == 0
 
 
@@ -148,7 +146,7 @@ def _response_format(form: ResponseFormat) -> list[Any]:
 
 
 def _optional(chat: ChatInput, name: str) -> Any:
-    return getattr(chat, name) if chat.HasField(name) else None
+    return getattr(chat, name) if chat.HasField(name) else None  # type: ignore[arg-type]
 
 
 def _number(value: float | None) -> str | None:
@@ -181,7 +179,7 @@ _memoised_schema_digest = lru_cache(maxsize=_SCHEMA_MEMO_ENTRIES_MAX)(_schema_di
 class _Float(float):
     """A double; what is beyond one must not become infinity's equal."""
 
-    def __new__(cls, text: str) -> "_Float":
+    def __new__(cls, text: str) -> Self:
         made = super().__new__(cls, text)
         if made in (float("inf"), float("-inf")):
             raise ValueError(f"{text} is beyond a double")

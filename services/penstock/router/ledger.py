@@ -7,9 +7,9 @@ whatever becomes of its caller, until it is resolved.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
 import logging
 import random
+from collections.abc import Callable, Sequence
 
 import grpc
 
@@ -57,6 +57,10 @@ BACKOFF_SECONDS_MAX = 5.0
 
 RESOLVING_MAX = 50_000
 """Settles and voids under way: an hour's outage of a busy router, in about 100 MB."""
+
+LOST_RESERVES_MAX = RESOLVING_MAX // 2
+"""Voids of reserves that were given up come only this far: in an outage there is one a request, and
+they must not crowd out what was really spent. One that is dropped expires."""
 
 LOST_ANSWER = "RESERVE_ANSWER_LOST"
 """The reason of a void whose reserve was given up."""
@@ -128,16 +132,20 @@ class QuotaLedger:
         self, request: ReserveRequest, deadline: Deadline, traceparent: str = ""
     ) -> ReserveResponse:
         """See `ports.Ledger.reserve`."""
-        answered = False
+        sent = answered = False
+
+        def on_sent() -> None:
+            nonlocal sent
+            sent = True
+
         try:
-            result = await self._reserve(request, deadline, traceparent)
+            result = await self._reserve(request, deadline, traceparent, on_sent)
             answered = True
         finally:
-            if not answered:
-                # Also where the caller is cancelled: the hold may be there, and nothing was sent.
-                self.unavailable_count += 1
+            # Also where the caller is cancelled: the hold may be there, and no use is made of it.
+            if sent and not answered:
                 void = VoidRequest(reservation_id=request.reservation_id, reason=LOST_ANSWER)
-                self._resolve(Operation(void=void, traceparent=traceparent))
+                self._resolve(Operation(void=void, traceparent=traceparent), LOST_RESERVES_MAX)
         if result.WhichOneof("result") == "error":
             raise error_of(result.error, self._clock)
         return result.reserve
@@ -168,7 +176,11 @@ class QuotaLedger:
         return len(left)
 
     async def _reserve(
-        self, request: ReserveRequest, deadline: Deadline, traceparent: str
+        self,
+        request: ReserveRequest,
+        deadline: Deadline,
+        traceparent: str,
+        on_sent: Callable[[], None],
     ) -> OperationResult:
         """The ledger's verdict; raises where there is none in time."""
         until = Deadline.after(min(RESERVE_SECONDS_MAX, deadline.remaining_seconds()))
@@ -177,10 +189,14 @@ class QuotaLedger:
         while (left_seconds := until.remaining_seconds()) > 0:
             try_seconds = min(RESERVE_TRY_SECONDS, left_seconds)
             operation = Operation(
-                reserve=request, traceparent=traceparent, deadline_ms=max(1, int(try_seconds * 1000))
+                reserve=request,
+                traceparent=traceparent,
+                deadline_ms=max(1, int(try_seconds * 1000)),
             )
             try:
-                result = await self._stream.call(operation, timeout_seconds=try_seconds)
+                result = await self._stream.call(
+                    operation, timeout_seconds=try_seconds, on_sent=on_sent
+                )
             except (Unavailable, DeadlineExceeded) as error:
                 why = error
             else:
@@ -188,6 +204,7 @@ class QuotaLedger:
                     return result
                 why = error_of(result.error, self._clock)
             await asyncio.sleep(min(backoff(), until.remaining_seconds()))
+        self.unavailable_count += 1
         if deadline.remaining_seconds() <= 0:
             raise DeadlineExceeded(
                 f"the deadline passed before the ledger answered ({why.message}); nothing was sent"
@@ -206,8 +223,10 @@ class QuotaLedger:
         done, _ = await asyncio.wait({task}, timeout=ACKNOWLEDGE_SECONDS)
         return bool(done) and task.result()
 
-    def _resolve(self, operation: Operation) -> "asyncio.Task[bool] | None":
-        if len(self._resolving) >= RESOLVING_MAX:
+    def _resolve(
+        self, operation: Operation, resolving_max: int = RESOLVING_MAX
+    ) -> "asyncio.Task[bool] | None":
+        if len(self._resolving) >= resolving_max:
             self.dropped_count += 1
             logger.error("too many settles and voids under way, dropped: %s", _name(operation))
             return None

@@ -1,5 +1,6 @@
-from penstock.core.metrics import LABEL_VALUES_MAX, Metrics, exposition
 import pytest
+
+from penstock.core.metrics import LABEL_VALUES_MAX, Metrics, exposition
 
 
 def test_an_attempt_is_counted_in_money_and_tokens():

@@ -1,5 +1,6 @@
-from penstock.core.sampling import TokenBucket
 import pytest
+
+from penstock.core.sampling import TokenBucket
 
 
 class Time:

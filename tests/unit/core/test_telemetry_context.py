@@ -1,4 +1,6 @@
+import pytest
 from opentelemetry import trace
+
 from penstock.core.telemetry_context import (
     context_from,
     current_traceparent,
@@ -10,7 +12,6 @@ from penstock.core.telemetry_context import (
     set_current,
     to_metadata,
 )
-import pytest
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 SPAN_ID = "00f067aa0ba902b7"

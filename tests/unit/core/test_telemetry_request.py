@@ -1,12 +1,13 @@
 import asyncio
 
+import pytest
 from opentelemetry.trace import SpanKind, StatusCode
+
 from penstock.core import semconv
 from penstock.core.errors import BudgetExceeded, UpstreamFailed
 from penstock.core.telemetry import Telemetry
 from penstock.core.telemetry_context import is_sampled, parse
 from penstock.core.telemetry_request import CHILDREN_MAX, EVENTS_MAX
-import pytest
 from support.telemetry import recorded
 
 CLIENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"

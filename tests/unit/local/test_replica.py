@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from penstock.core.errors import Unavailable
-from penstock.local.app import EXIT_SECONDS, Replica
+from penstock.local.app import Replica
 from penstock.local.config import ReplicaSettings
 from penstock.local.engines.base import engine_dead
 from penstock.local.v1 import local_pb2
@@ -57,9 +57,9 @@ class Context:
 class Stand:
     def __init__(self) -> None:
         self.engine = FakeEngine()
-        self.exits: list[int] = []
+        self.exits: asyncio.Queue[int] = asyncio.Queue()
         self.replica = Replica.over(
-            SETTINGS, self.engine, token="secret", leave=self.exits.append
+            SETTINGS, self.engine, token="secret", leave=self.exits.put_nowait
         )
 
     async def generate(self, context: Context, **fields: Any) -> list[local_pb2.GenerateResponse]:
@@ -155,9 +155,8 @@ async def test_a_dead_engine_is_unavailable_and_the_process_ends(stand: Stand) -
     assert context.code is grpc.StatusCode.UNAVAILABLE
     assert context.details.startswith("ENGINE_DEAD: ")
     assert not (await stand.replica.Stats(local_pb2.StatsRequest(), Context())).healthy
-    assert stand.exits == []
-    await asyncio.sleep(EXIT_SECONDS + 0.1)
-    assert stand.exits == [1]
+    assert stand.exits.empty()
+    assert await asyncio.wait_for(stand.exits.get(), 5) == 1
 
 
 async def test_serves_health_check_hears_of_a_dead_engine(stand: Stand) -> None:
@@ -165,8 +164,7 @@ async def test_serves_health_check_hears_of_a_dead_engine(stand: Stand) -> None:
     stand.engine.ill = engine_dead("it hangs")
     with pytest.raises(Unavailable):
         await stand.replica.check_health()
-    await asyncio.sleep(EXIT_SECONDS + 0.1)
-    assert stand.exits == [1]
+    assert await asyncio.wait_for(stand.exits.get(), 5) == 1
 
 
 async def test_an_unexpected_error_keeps_its_text_to_itself(stand: Stand) -> None:

@@ -48,7 +48,7 @@ class MicroBatch(Generic[T, R]):
                 continue
             try:
                 results = await self._apply([item for item, _ in batch])
-            except Exception as error:  # each item is told; the batcher goes on
+            except Exception as error:  # noqa: BLE001  each item is told; the batcher goes on
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)

@@ -1,0 +1,169 @@
+"""One child process: its environment, its log, its end."""
+
+import asyncio
+from collections.abc import Mapping
+import contextlib
+from dataclasses import dataclass, field
+import json
+import os
+from pathlib import Path
+import signal
+
+from penstock.cli.processes import Record, die_with
+from penstock.cli.readiness import EndsWell, Readiness
+
+LOG_BYTES_MAX = 16 * 1024 * 1024
+"""A log above it is put aside as `<service>.log.1` at the next start."""
+
+TAIL_BYTES = 16_384
+TAIL_LINES = 8
+LINE_CHARS_MAX = 400
+
+KILL_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What the supervisor runs.
+
+    Attributes:
+        name: Of its log and of its line on the screen.
+        what: What it is, for people.
+        after: Names of those that must be ready before it starts.
+        stop_rank: At the end lower ranks stop first, equal ones together.
+        start_seconds: It must be ready within this.
+        stop_seconds: Between SIGTERM and SIGKILL.
+        check: What to look at when it fails, beside its log.
+    """
+
+    name: str
+    what: str
+    command: tuple[str, ...]
+    readiness: Readiness
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    after: tuple[str, ...] = ()
+    stop_rank: int = 1
+    start_seconds: float = 60.0
+    stop_seconds: float = 30.0
+    ready_file: Path | None = None
+    check: str = ""
+
+    @property
+    def is_task(self) -> bool:
+        return isinstance(self.readiness, EndsWell)
+
+
+class Child:
+    """A started service."""
+
+    def __init__(
+        self, service: Service, process: asyncio.subprocess.Process, log: Path, start: int
+    ) -> None:
+        self.service = service
+        self._process = process
+        self._log = log
+        self._log_start = start
+        self.record = _record(service.name, process.pid)
+
+    @classmethod
+    async def start(cls, service: Service, log: Path) -> "Child":
+        """Starts it, in a session of its own: a terminal's Ctrl-C is for the supervisor to order.
+
+        Raises:
+            OSError: the command cannot be run, or the log cannot be written.
+        """
+        if service.ready_file is not None:
+            service.ready_file.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if log.stat().st_size > LOG_BYTES_MAX:
+                log.replace(log.with_suffix(".log.1"))
+        with log.open("ab") as output:
+            start = output.tell()
+            process = await asyncio.create_subprocess_exec(
+                *service.command,
+                env=dict(service.environment),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=die_with(os.getpid()),
+            )
+        return cls(service, process, log, start)
+
+    async def wait(self) -> int:
+        """Its exit status; negative: the signal that ended it."""
+        return await self._process.wait()
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.returncode is None
+
+    async def stop(self, hurry: asyncio.Event) -> bool:
+        """SIGTERM; SIGKILL after its time, or at once in a hurry. True: it ended by itself."""
+        if not self.is_running:
+            return True
+        self._signal(signal.SIGTERM)
+        ended = asyncio.create_task(self._process.wait())
+        hurried = asyncio.create_task(hurry.wait())
+        try:
+            await asyncio.wait(
+                {ended, hurried},
+                timeout=self.service.stop_seconds,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if ended.done():
+                return True
+            self._signal(signal.SIGKILL)
+            await ended
+            return False
+        finally:
+            hurried.cancel()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+
+    def last_words(self, lines: int = TAIL_LINES) -> list[str]:
+        """The end of what this child logged, one readable line each."""
+        return tail(self._log, self._log_start, lines)
+
+
+def _record(name: str, pid: int) -> Record | None:
+    try:
+        return Record.of(name, pid)
+    except Exception:  # noqa: BLE001 - psutil: it ended already, and will be told of as that
+        return None
+
+
+def tail(log: Path, start: int = 0, lines: int = TAIL_LINES) -> list[str]:
+    try:
+        with log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(start, size - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    wanted = [line for line in text.splitlines() if line.strip()][-lines:]
+    return [readable(line)[:LINE_CHARS_MAX] for line in wanted]
+
+
+def readable(line: str) -> str:
+    """Our own JSON log lines as `level: message`; others as they are."""
+    try:
+        told = json.loads(line)
+        text = f"{told['level']}: {told['message']}"
+    except (ValueError, KeyError, TypeError):
+        return line.rstrip()
+    exception = str(told.get("exception") or "").strip().splitlines()
+    return f"{text} ({exception[-1]})" if exception else text
+
+
+def describe_exit(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    hint = " (out of memory?)" if name == "SIGKILL" else ""
+    return f"was ended by {name}{hint}"
