@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Self
 
 import grpc
+
 from penstock.capacity.v1 import capacity_pb2
 from penstock.local.v1 import local_pb2
 from penstock.local.v1.local_pb2_grpc import (
@@ -60,6 +61,7 @@ class FakeReplica(LocalServiceServicer):
         self.cancelled = asyncio.Event()
         self.began = asyncio.Event()
         self.address = ""
+        self._counted = asyncio.Condition()
 
     async def __aenter__(self) -> Self:
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
@@ -76,6 +78,11 @@ class FakeReplica(LocalServiceServicer):
         """Goes away at once: calls in flight break."""
         await self._server.stop(None)
 
+    async def called(self, times: int) -> None:
+        """Returns when so many calls have come."""
+        async with self._counted:
+            await self._counted.wait_for(lambda: len(self.requests) >= times)
+
     async def Generate(  # noqa: N802  # the RPC's name
         self, request: local_pb2.GenerateRequest, context: Any
     ) -> AsyncGenerator[local_pb2.GenerateResponse, None]:
@@ -83,6 +90,8 @@ class FakeReplica(LocalServiceServicer):
         self.metadata.append(dict(context.invocation_metadata()))
         self.seconds_left.append(context.time_remaining())
         self.began.set()
+        async with self._counted:
+            self._counted.notify_all()
         try:
             for step in self.script:
                 if step is HANG:

@@ -69,7 +69,7 @@ class RestRayApi:
         reply = await self._call("GET", "/api/serve/applications/")
         try:
             return parse(reply.json())
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise RayUnreachable(f"Ray's report cannot be read: {error!r}") from error
 
     async def scale(self, application: RayApplication, replicas: int) -> None:
@@ -95,7 +95,7 @@ def parse(report: Mapping[str, Any]) -> dict[str, RayApplication]:
     """The applications of Ray Serve's status report. Ours have one deployment each.
 
     Raises:
-        KeyError, TypeError, ValueError: it is no such report.
+        AttributeError, KeyError, TypeError, ValueError: it is no such report.
     """
     addresses = _addresses(report.get("target_groups") or ())
     found = {}

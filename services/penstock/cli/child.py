@@ -8,8 +8,10 @@ import json
 import os
 from pathlib import Path
 import signal
+import sys
 
-from penstock.cli.processes import Record, die_with
+from penstock.cli import launch
+from penstock.cli.processes import Record
 from penstock.cli.readiness import EndsWell, Readiness
 
 LOG_BYTES_MAX = 16 * 1024 * 1024
@@ -19,7 +21,7 @@ TAIL_BYTES = 16_384
 TAIL_LINES = 8
 LINE_CHARS_MAX = 400
 
-KILL_SECONDS = 10.0
+_LAUNCH = (sys.executable, "-I", "-S", str(Path(launch.__file__)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +82,14 @@ class Child:
         with log.open("ab") as output:
             start = output.tell()
             process = await asyncio.create_subprocess_exec(
+                *_LAUNCH,
+                str(os.getpid()),
                 *service.command,
                 env=dict(service.environment),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=die_with(os.getpid()),
             )
         return cls(service, process, log, start)
 

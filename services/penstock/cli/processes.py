@@ -3,21 +3,16 @@
 A pid alone may be another program's by now; a record is a pid and its start time.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 import contextlib
-import ctypes
 from dataclasses import asdict, dataclass
 import os
 from pathlib import Path
-import signal
 import time
 
 import psutil
 
 from penstock.cli.state import State, read_json, write_json
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_PR_SET_PDEATHSIG = 1
 
 START_TOLERANCE_SECONDS = 0.05
 """The kernel counts starts in ticks of 10 ms; `psutil` adds them to a boot time of its own."""
@@ -76,17 +71,6 @@ def load(state: State) -> Running | None:
 
 def forget(state: State) -> None:
     state.processes.unlink(missing_ok=True)
-
-
-def die_with(parent_pid: int) -> Callable[[], None]:
-    """To be called in a child before exec: it gets SIGTERM when its parent is gone, however."""
-
-    def prepare() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent_pid:
-            os._exit(1)  # the parent died before the kernel was told
-
-    return prepare
 
 
 def working_below(folder: Path) -> list[psutil.Process]:

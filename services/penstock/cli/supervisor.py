@@ -6,7 +6,7 @@ often in a while, ends the whole: a loop of restarts would hide its cause.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 import contextlib
 from itertools import groupby
 from pathlib import Path
@@ -65,7 +65,7 @@ class Supervisor:
         self._ready = {name: asyncio.Event() for name in names}
         self._children: dict[str, Child] = {}
 
-    async def run(self, stop: asyncio.Event, on_ready: Callable[[], "asyncio.Future[None]"]) -> None:
+    async def run(self, stop: asyncio.Event, on_ready: Callable[[], Awaitable[None]]) -> None:
         """Starts all, awaits `on_ready()` when all are ready, and runs until `stop` is set.
 
         The caller calls `stop` afterwards, whatever happened.
@@ -91,7 +91,7 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(stopping, greeting, *keepers, return_exceptions=True)
 
-    async def _greet(self, on_ready: Callable[[], "asyncio.Future[None]"]) -> None:
+    async def _greet(self, on_ready: Callable[[], Awaitable[None]]) -> None:
         for event in self._ready.values():
             await event.wait()
         await on_ready()

@@ -96,13 +96,13 @@ class BatchStream(Generic[OperationT, ResultT]):
     Attributes:
         peer: Its name in messages, e.g. "quota".
         in_flight_max: Operations without an answer; one more is refused.
-        random: Jitter of the back-off.
+        jitter: Of the back-off.
     """
 
     peer: str
     wire: Wire[OperationT, ResultT]
     in_flight_max: int = IN_FLIGHT_MAX
-    random: random.Random = field(default_factory=random.Random)
+    jitter: random.Random = field(default_factory=random.Random)
     _outgoing: dict[int, OperationT] = field(default_factory=dict, init=False)
     _pending: dict[int, _Pending[ResultT]] = field(default_factory=dict, init=False)
     _ids: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1), init=False)
@@ -206,7 +206,7 @@ class BatchStream(Generic[OperationT, ResultT]):
             self._fail_all(why)
             backoff_seconds = BACKOFF_SECONDS_MIN if heard else backoff_seconds
             logger.info("stream to %s is away: %s", self.peer, why)
-            await asyncio.sleep(backoff_seconds * self.random.uniform(0.5, 1.0))
+            await asyncio.sleep(backoff_seconds * self.jitter.uniform(0.5, 1.0))
             backoff_seconds = min(2 * backoff_seconds, BACKOFF_SECONDS_MAX)
             self._down = ""
 

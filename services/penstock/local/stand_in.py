@@ -8,6 +8,7 @@ When it answers it writes one line to standard output: `READY http://127.0.0.1:P
 import argparse
 import os
 import signal
+import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +43,8 @@ class Settings:
     threads: int = 2
 
 
-class SettingsFault(Exception):
-    """What is wrong with the command line or the environment, and the remedy."""
+class StartFault(Exception):
+    """Why it cannot start, and the remedy."""
 
 
 def start(settings: Settings) -> Any:
@@ -51,10 +52,11 @@ def start(settings: Settings) -> Any:
 
     Raises:
         ModelNotFound: the weights are not there.
-        RuntimeError: llama.cpp cannot load them, or cannot listen.
+        StartFault: the port is taken, or llama.cpp cannot load the weights.
     """
     import xllamacpp  # heavy: 100 MB of native code
 
+    _demand_free(settings.host, settings.port)
     params = xllamacpp.CommonParams()
     params.model.path = str(resolve(settings.source, base=Path.cwd()))
     params.model_alias = {ALIAS}
@@ -70,14 +72,30 @@ def start(settings: Settings) -> Any:
     params.api_keys = [settings.api_key]
     params.n_threads_http = HTTP_THREADS
     params.ui = False
-    return xllamacpp.Server(params)
+    try:
+        return xllamacpp.Server(params)
+    except RuntimeError as error:
+        raise StartFault(f"llama.cpp cannot serve {settings.source}: {error}") from error
+
+
+def _demand_free(host: str, port: int) -> None:
+    """llama.cpp itself only says that it failed."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StartFault(
+                f"cannot listen on {host}:{port} ({error.strerror}): stop what uses it, "
+                "or choose another port"
+            ) from None
 
 
 def read(arguments: list[str], environ: dict[str, str]) -> Settings:
     """The settings of a command line.
 
     Raises:
-        SettingsFault: a value that cannot be.
+        StartFault: a value that cannot be.
     """
     parser = argparse.ArgumentParser("penstock.local.stand_in", description=__doc__)
     parser.add_argument("--listen", default="127.0.0.1:0", help="host:port; port 0 is a free one")
@@ -89,13 +107,13 @@ def read(arguments: list[str], environ: dict[str, str]) -> Settings:
     given = parser.parse_args(arguments)
     host, colon, port = given.listen.rpartition(":")
     if not (colon and host and port.isdecimal() and int(port) < 1 << 16):
-        raise SettingsFault(f"--listen: {given.listen!r} is no host:port")
+        raise StartFault(f"--listen: {given.listen!r} is no host:port")
     key = environ.get(given.api_key_env, "")
     if not key:
-        raise SettingsFault(f"{given.api_key_env} is not set: it holds the key that callers show")
+        raise StartFault(f"{given.api_key_env} is not set: it holds the key that callers show")
     for name in ("context_tokens", "slots", "threads"):
         if getattr(given, name) < 1:
-            raise SettingsFault(f"--{name.replace('_', '-')}: must be at least 1")
+            raise StartFault(f"--{name.replace('_', '-')}: must be at least 1")
     return Settings(
         host=host,
         port=int(port),
@@ -115,7 +133,7 @@ def main() -> None:
     try:
         settings = read(sys.argv[1:], dict(os.environ))
         server = start(settings)
-    except (SettingsFault, ModelNotFound, RuntimeError) as fault:
+    except (StartFault, ModelNotFound) as fault:
         sys.exit(f"stand-in: {fault}")
     print(f"READY {server.listening_address}/v1", flush=True)  # noqa: T201  the ready signal
     signal.sigwait(stop)

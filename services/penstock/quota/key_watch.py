@@ -31,6 +31,12 @@ class KeyWatch:
         self._listening = False
         self._watchers: set[_Watcher] = set()
 
+    def end_streams(self) -> None:
+        """Every watching router asks elsewhere."""
+        self._listening = False
+        for watcher in self._watchers:
+            watcher.end()
+
     async def run(self) -> None:
         """Runs for ever: listens, proves by a query that the connection lives, reconnects."""
         while True:
@@ -40,9 +46,7 @@ class KeyWatch:
                 if not postgres.is_outage(error):
                     logger.exception("watching keys failed")
             finally:
-                self._listening = False
-                for watcher in self._watchers:
-                    watcher.end()
+                self.end_streams()
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def changes(self) -> AsyncIterator[list[bytes]]:

@@ -1,6 +1,7 @@
 """QuotaService: proto ⇄ domain. One operation a call, or many on a stream."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -21,6 +22,8 @@ STREAM_OPERATIONS_MAX = 32_768
 """Unanswered on one stream; beyond, nothing is read until answers have gone out."""
 DEADLINE_MS_MAX = 3_600_000
 
+logger = logging.getLogger(__name__)
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -31,6 +34,14 @@ class QuotaService(quota_pb2_grpc.QuotaServiceServicer):
         self._batcher = batcher
         self._accounts = accounts
         self._watch = watch
+        self._streams: set[_Stream] = set()
+        self._draining = False
+
+    def drain(self) -> None:
+        """Streams take nothing more and end once they have answered; routers then go elsewhere."""
+        self._draining = True
+        for stream in self._streams:
+            stream.stop_reading()
 
     async def GetPrincipal(  # noqa: N802
         self, request: quota_pb2.GetPrincipalRequest, _context: Context
@@ -73,13 +84,16 @@ class QuotaService(quota_pb2_grpc.QuotaServiceServicer):
         self, request_iterator: AsyncIterator[quota_pb2.BatchRequest], _context: Context
     ) -> AsyncIterator[quota_pb2.BatchResponse]:
         stream = _Stream(self._batcher)
-        reader = asyncio.create_task(stream.read(request_iterator))
+        self._streams.add(stream)
+        stream.start(request_iterator)
+        if self._draining:
+            stream.stop_reading()
         try:
             async for response in stream.responses():
                 yield response
-            await reader
         finally:
-            reader.cancel()
+            self._streams.discard(stream)
+            stream.abandon()
 
 
 class _Stream:
@@ -93,12 +107,33 @@ class _Stream:
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+        self._stopping = False
+        self._taking = False
+        self._failure: Exception | None = None
 
-    async def read(self, requests: AsyncIterator[quota_pb2.BatchRequest]) -> None:
+    def start(self, requests: AsyncIterator[quota_pb2.BatchRequest]) -> None:
+        self._reader = asyncio.create_task(self._read(requests))
+
+    def stop_reading(self) -> None:
+        """What was read is answered; the rest was never taken, and its sender asks again."""
+        self._stopping = True
+        if not self._taking:
+            self._reader.cancel()
+
+    def abandon(self) -> None:
+        self._reader.cancel()
+
+    async def _read(self, requests: AsyncIterator[quota_pb2.BatchRequest]) -> None:
         try:
             async for request in requests:
                 await self._room.wait()
+                self._taking = True
                 await self._take(list(request.operations))
+                self._taking = False
+                if self._stopping:
+                    return
+        except Exception as error:  # noqa: BLE001 - it ends the stream: see `responses`
+            self._failure = error
         finally:
             self._input_ended = True
             self._changed.set()
@@ -107,10 +142,12 @@ class _Stream:
         while True:
             await self._changed.wait()
             self._changed.clear()
+            if self._failure is not None:
+                raise self._failure
             if self._ready:
                 ready, self._ready = self._ready, []
                 yield quota_pb2.BatchResponse(results=ready)
-            elif self._input_ended and not self._unanswered:
+            if self._input_ended and not self._unanswered and not self._ready:
                 return
 
     async def _take(self, messages: list[quota_pb2.Operation]) -> None:
@@ -133,6 +170,11 @@ class _Stream:
             )
         except errors.PenstockError as error:
             self._fail([message for message, _ in accepted], error)
+            return
+        except Exception as error:  # each operation gets an answer, whatever it is
+            logger.exception("operations could not be queued")
+            failure = errors.Internal(f"the ledger failed ({type(error).__name__})")
+            self._fail([message for message, _ in accepted], failure)
             return
         for (message, operation), answer in zip(accepted, answers, strict=True):
             self._follow(message, operation, answer)

@@ -47,9 +47,9 @@ class Quota:
         self._database = await Database.open(config.dsn)
         ledger = LedgerStore(self._database)
         accounts = AccountStore(self._database)
-        watch = KeyWatch(config.dsn)
+        self._watch = watch = KeyWatch(config.dsn)
         self._batcher = Batcher(ledger, self._clock)
-        quota = QuotaService(self._batcher, accounts, watch)
+        self._service = quota = QuotaService(self._batcher, accounts, watch)
         admin = AdminService(accounts, ReportStore(self._database), self._batcher, self._clock)
 
         def add_quota(server: grpc.aio.Server) -> None:
@@ -87,6 +87,8 @@ class Quota:
     async def stop(self, grace_seconds: float = DRAIN_SECONDS) -> None:
         """Unhealthy at once; calls in flight end; what was queued is applied; then it closes."""
         await self._health.set(SERVING, ok=False)
+        self._service.drain()
+        self._watch.end_streams()
         await asyncio.gather(self.server.stop(grace_seconds), self.admin_server.stop(grace_seconds))
         await self._batcher.drain()
         for task in self._tasks:

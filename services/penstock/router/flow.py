@@ -18,6 +18,7 @@ from penstock.core import ids
 from penstock.core.catalogue import Catalogue
 from penstock.core.clock import Clock
 from penstock.core.errors import BudgetExceeded, PenstockError, Unavailable
+from penstock.core.metrics import Metrics
 from penstock.core.telemetry_request import Child, RequestTrace
 from penstock.quota.v1.quota_pb2 import (
     POOL_KIND_LOCAL,
@@ -31,6 +32,7 @@ from penstock.router.backends.base import AttemptFailed, Backend, Billing, Call
 from penstock.router.estimate import Meter, Used
 from penstock.router.events import Delta, Done, Event, Started
 from penstock.router.flight import Looked, look_up
+from penstock.router.observe import Observed, count_attempt
 from penstock.router.policy import Ask, Attempt, Route
 from penstock.router.ports import Answers, Landscape, Ledger
 from penstock.router.receipt import CLIENT_GONE, FAIL_OPEN, OK, Tally, of_stored
@@ -70,6 +72,7 @@ class Flow:
         landscape: Landscape,
         backends: Callable[[str], Backend],
         new_trace: Callable[..., RequestTrace],
+        metrics: Metrics,
         clock: Clock,
     ) -> None:
         self._catalogue = catalogue
@@ -78,6 +81,7 @@ class Flow:
         self._landscape = landscape
         self._backends = backends
         self._new_trace = new_trace
+        self._metrics = metrics
         self._clock = clock
         self._under_way: set[asyncio.Task[Any]] = set()
 
@@ -90,14 +94,18 @@ class Flow:
             tracing.of_request(request, record_prompts=record_prompts),
             parent=request.traceparent,
         )
+        seen = Observed(self._metrics, self._clock)
         try:
             async with aclosing(self._answer(request, catalogue, trace)) as events:
                 async for event in events:
+                    if isinstance(event, Done):
+                        trace.finish()
+                    seen.event(event)
                     yield event
         except BaseException as error:
             trace.finish(error=error)
+            seen.failed(error)
             raise
-        trace.finish()
 
     async def _answer(
         self, request: Request, catalogue: Catalogue, trace: RequestTrace
@@ -164,6 +172,8 @@ class Flow:
                     await self._store(request, one, used, looked, catalogue)
                     receipt = tally.receipt(one.attempt, used, catalogue)
                     trace.set(tracing.of_receipt(receipt))
+                    # Its work is done: a front that closes us now has not hung up on it.
+                    one.span.end()
                     yield Done(used.usage, receipt)
                     return
         assert failure is not None
@@ -210,6 +220,7 @@ class Flow:
                 if not (attempt.pool == POOL_KIND_LOCAL and request.principal.fail_open_local):
                     raise
                 one.reservation_id = FAIL_OPEN
+                self._metrics.failed_open()
 
     async def _dispatch(self, request: Request, one: Try) -> AsyncGenerator[Event, None]:
         """Sends the attempt, and hands on what comes; what comes is metered and collected."""
@@ -254,6 +265,7 @@ class Flow:
             used=used,
             settled=settled,
         )
+        count_attempt(self._metrics, one.attempt, used, outcome)
         return used
 
     async def _post(self, tally: Tally, one: Try, used: Used, outcome: str) -> bool:

@@ -246,7 +246,8 @@ class Principals:
         try:
             first = True
             while True:
-                message = await asyncio.wait_for(call.read(), BELIEVED_SECONDS * 2)
+                async with asyncio.timeout(BELIEVED_SECONDS * 2):
+                    message = await call.read()
                 if not isinstance(message, WatchKeysResponse):
                     return  # the end of the stream
                 if first:

@@ -8,7 +8,7 @@ from penstock.capacity.v1 import capacity_pb2
 from penstock.core.catalogue import LocalModel
 from penstock.core.clock import Clock
 from penstock.local.v1 import local_pb2
-from penstock.local.v1.local_pb2_grpc import LocalServiceAsyncStub, LocalServiceStub
+from penstock.local.v1.local_pb2_grpc import LocalServiceStub
 from penstock.router.breaker import Breaker
 
 REPORT_LAG_SECONDS = 3.0
@@ -42,7 +42,7 @@ class Replica:
         self.address = listed.address
         self.application = application
         self.breaker = breaker
-        self.stub: LocalServiceAsyncStub = LocalServiceStub(channel)
+        self.stub = LocalServiceStub(channel)
         self.slots = spec.slots if spec else 1
         self.queue_limit = spec.queue_limit if spec else 0
         self.service_seconds = 0.0

@@ -4,12 +4,16 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import grpc
 
 from penstock.capacity.v1 import capacity_pb2
-from penstock.capacity.v1.capacity_pb2_grpc import CapacityServiceAsyncStub, CapacityServiceStub
+from penstock.capacity.v1.capacity_pb2_grpc import CapacityServiceStub
 from penstock.core import channel
+
+if TYPE_CHECKING:  # the generator writes it into the stub file only
+    from penstock.capacity.v1.capacity_pb2_grpc import CapacityServiceAsyncStub
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +56,7 @@ class SnapshotFeed:
         """Runs for ever; cancel it to stop."""
         backoff = BACKOFF_SECONDS_MIN
         async with self._connect(self._address) as opened:
-            stub: CapacityServiceAsyncStub = CapacityServiceStub(opened)
+            stub = CapacityServiceStub(opened)
             while True:
                 try:
                     await self._follow(stub)
@@ -64,7 +68,7 @@ class SnapshotFeed:
                 await asyncio.sleep(backoff * (0.5 + self._jitter() / 2))
                 backoff = min(2 * backoff, BACKOFF_SECONDS_MAX)
 
-    async def _follow(self, stub: CapacityServiceAsyncStub) -> None:
+    async def _follow(self, stub: "CapacityServiceAsyncStub") -> None:
         call = stub.WatchSnapshots(capacity_pb2.WatchSnapshotsRequest(), metadata=self._metadata)
         try:
             while True:

@@ -1,8 +1,6 @@
 """What the flow records of a request: attributes of its span and of its attempts' spans."""
 
-from google.protobuf.json_format import MessageToJson
-
-from penstock.core import semconv
+from penstock.core import semconv, telemetry_content
 from penstock.core.semconv import Attributes
 from penstock.router.estimate import Used
 from penstock.router.policy import Attempt
@@ -29,9 +27,7 @@ def of_request(request: Request, *, record_prompts: bool) -> Attributes:
         found[semconv.REQUEST_TEMPERATURE] = chat.temperature
     if chat.HasField("top_p"):
         found[semconv.REQUEST_TOP_P] = chat.top_p
-    if record_prompts:
-        found[semconv.INPUT_MESSAGES] = MessageToJson(chat, indent=None)
-    return found
+    return found | telemetry_content.prompt(chat, record_prompts=record_prompts)
 
 
 def of_attempt(attempt: Attempt, index: int) -> Attributes:

@@ -10,6 +10,7 @@ from penstock.core.clock import SystemClock
 from penstock.core.config import LiveCatalogue
 from penstock.core.health import Health
 from penstock.core.server import DRAIN_SECONDS
+from penstock.core.metrics import Metrics
 from penstock.core.telemetry import Telemetry
 from penstock.quota.v1.quota_pb2 import Principal
 from penstock.router import answers, explain, ledger, listing
@@ -54,6 +55,7 @@ class Router:
         self.catalogue = LiveCatalogue(config.catalogue_path)
         self.health = Health([QUOTA, CAPACITY, HTTP, ACCEPTING])
         self._telemetry = telemetry
+        self._metrics = Metrics()
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -115,6 +117,7 @@ class Router:
             landscape=self._landscape,
             backends=self._landscape.backend,
             new_trace=self._telemetry.request,
+            metrics=self._metrics,
             clock=self._clock,
         )
 

@@ -16,6 +16,9 @@ from penstock.traces.store import FILE, StoreError
 
 POLL_SECONDS: Final = 0.1
 
+COMPLETE_SECONDS: Final = 1.0
+"""After its end a trace has all its spans: each service sends its own at least twice a second."""
+
 _TRACE_ID = re.compile(r"[0-9a-f]{32}\Z")
 _decode = msgspec.json.Decoder(Span).decode
 
@@ -34,18 +37,27 @@ def load(
     *,
     wait_seconds: float = 0.0,
     sleep: Callable[[float], None] = time.sleep,
+    now_unix_ns: Callable[[], int] = time.time_ns,
 ) -> Trace | None:
     """The trace with this trace id, or the part of one that belongs to this request id.
 
-    `wait_seconds`: how long to look for it. Spans come in up to a second after the answer; a
-    request's own span is what is waited for.
+    `wait_seconds`: how long to look for it, as spans come in up to a second after the answer. With
+    it, a trace that ended less than a second ago is read again when all its spans can be there.
 
     Raises:
         StoreError: there is no store in the folder, or it cannot be read.
     """
+    wanted = wanted.strip()
     until = time.monotonic() + wait_seconds
-    while (found := _load(folder, wanted.strip())) is None and time.monotonic() < until:
+    while (found := _load(folder, wanted)) is None and time.monotonic() < until:
         sleep(POLL_SECONDS)
+    if found is None or wait_seconds == 0:
+        return found
+    # The services' spans come apart from the router's: a trace that is this young may lack some.
+    age_seconds = now_unix_ns() / 1e9 - max(s.end_unix_ns for s in found.spans) / 1e9
+    if 0 <= age_seconds < COMPLETE_SECONDS:
+        sleep(COMPLETE_SECONDS - age_seconds)
+        return _load(folder, wanted)
     return found
 
 

@@ -1,4 +1,4 @@
-"""One trace over three processes: here the router's part, there two services; spans meet in the receiver."""
+"""One trace over processes: here the router's part, there a service; they meet in the receiver."""
 
 import asyncio
 import os
@@ -85,7 +85,7 @@ async def send(handle, stub) -> dict[str, str]:
             metadata=to_metadata(span.traceparent),
         )
         await call
-        # The service tells which traceparent its own calls would carry: the trace's, its own span's.
+        # What the service's own calls would carry: the same trace, its own span.
         onward = from_metadata(await call.trailing_metadata())
         assert traces["req_unary"].trace_id == onward.split("-")[1]
         assert span.traceparent != onward

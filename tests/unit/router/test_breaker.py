@@ -1,18 +1,9 @@
 """The circuit breaker, moment by moment."""
 
-from penstock.router.breaker import PAUSE_SECONDS_MAX, Breaker, Permit
 import pytest
 
-
-class HandClock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def monotonic_seconds(self) -> float:
-        return self.now
-
-    def unix_seconds(self) -> float:
-        return self.now
+from penstock.router.breaker import PAUSE_SECONDS_MAX, Breaker, Permit
+from support.clock import HandClock
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from penstock.core.errors import (
     Unavailable,
     UpstreamFailed,
 )
+from penstock.core.metrics import Metrics
 from penstock.core.telemetry import Telemetry
 from penstock.quota.v1.quota_pb2 import Principal
 from penstock.router.backends.base import (
@@ -61,6 +62,7 @@ class House:
             landscape=FixedLandscape(self.views),
             backends=lambda name: self.local if name == "local" else self.paid,
             new_trace=Telemetry("test").request,
+            metrics=Metrics(),
             clock=SystemClock(),
         )
 

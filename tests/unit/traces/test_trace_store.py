@@ -139,3 +139,19 @@ def test_load_waits_for_a_trace_that_is_still_to_come(folder):
     assert load(folder, "req_1", wait_seconds=60, sleep=sleep) is not None
     assert slept.is_set()
     store.close()
+
+
+def test_load_reads_a_young_trace_again_when_all_spans_can_be_there(folder):
+    store = Store(folder, 10)
+    store.add([request_span(1, 1, "req_1", end_unix_ns=1_000_000_000)])
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        store.add([span(1, 2, 1)])
+
+    trace = load(folder, "req_1", wait_seconds=5, sleep=sleep, now_unix_ns=lambda: 1_250_000_000)
+
+    assert [0.75] == slept
+    assert 2 == len(trace.spans)
+    store.close()

@@ -162,6 +162,15 @@ def _record(n: int, timed: Timed) -> dict[str, Any]:
 def _outcome(row: asyncpg.Record, operation: Operation) -> Outcome:
     reason = row["reason"]
     if reason is None:
+        if row["overage"] or row["late"]:
+            # The money is gone: posted anyway, and it blocks the budget by itself (LEDGER, I6).
+            logger.warning(
+                "reservation %s: %s nano-USD posted, overage %s, late %s",
+                operation.reservation_id,
+                row["posted"],
+                row["overage"],
+                row["late"],
+            )
         return Answer(
             expires_at=row["expires_at"],
             remaining_nano_usd=row["remaining"],

@@ -5,7 +5,6 @@ where the plan says so. A replica that fails before its first delta is told to i
 another one is asked, once. After the first delta nothing is tried again: the client has it.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from penstock.core import channel, errors
 from penstock.core.clock import Clock
 from penstock.local.v1 import local_pb2
 from penstock.router.backends.base import AttemptFailed, Billing, Call, Chunk
-from penstock.router.backends.local_errors import ENGINE_DEAD, error_of, failed_with
+from penstock.router.backends.local_errors import ENGINE_DEAD, error_of
 from penstock.router.pools import Lease, Pools
 from penstock.router.replica import Replica
 
@@ -135,12 +134,6 @@ class LocalBackend:
             lease.permit.succeeded()
         except grpc.aio.AioRpcError as failure:
             raise _judge(failure.code(), error_of(failure), lease, tried) from failure
-        except asyncio.CancelledError:
-            if _is_cancelled_from_outside():
-                raise
-            # grpc.aio tells a status CANCELLED, as a replica that shuts down sends it, this way.
-            code = grpc.StatusCode.CANCELLED
-            raise _judge(code, failed_with(code), lease, tried) from None
         finally:
             # Reached by closing and by cancellation too: the replica stops at once.
             rpc.cancel()
@@ -157,11 +150,6 @@ def _chunk(message: local_pb2.GenerateResponse) -> Chunk:
         prompt_tokens=message.prompt_tokens,
         completion_tokens_so_far=message.completion_tokens_so_far,
     )
-
-
-def _is_cancelled_from_outside() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _judge(

@@ -26,11 +26,8 @@ def error_of(failure: grpc.aio.AioRpcError) -> errors.PenstockError:
         return errors.CapacityExhausted(
             message, metadata=told.metadata, retry_after_seconds=told.retry_after_seconds
         )
-    return failed_with(failure.code(), reason)
-
-
-def failed_with(code: grpc.StatusCode, reason: str = "") -> errors.UpstreamFailed:
-    """Its address, its token, its stack are no business of the caller: the code says enough."""
+    # Its address, its token, its stack are no business of the caller: the code says enough.
+    code = failure.code()
     return errors.UpstreamFailed(
         f"the local replica failed ({code.name}); try again",
         reason=ENGINE_DEAD if reason == ENGINE_DEAD else None,

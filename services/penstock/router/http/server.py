@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from penstock.core.server import DRAIN_SECONDS, PortInUse
 logger = logging.getLogger(__name__)
 
 BACKLOG = 2_048
+CUT_OFF_SECONDS = 2
 KEEP_ALIVE_SECONDS = 75
 """Longer than what load balancers keep idle connections, so that they close first."""
 
@@ -46,7 +48,8 @@ class HttpServer:
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=int(drain_seconds),
+                # The flows are cut off after the drain's time; this is for what hangs all the same.
+                timeout_graceful_shutdown=math.ceil(drain_seconds) + CUT_OFF_SECONDS,
             )
         )
         self._task: asyncio.Task[None] | None = None

@@ -57,8 +57,9 @@ BEGIN
 END
 $$;
 
--- The paths of the keys: their state and, outermost level first, the open buckets of their budgets.
-CREATE FUNCTION paths(key_ids bigint[], at timestamptz)
+-- The paths of the keys: their state and, outermost level first, the open buckets of their budgets. A
+-- budget that was committed after the locks were taken does not count yet.
+CREATE FUNCTION paths(key_ids bigint[], locked_ids bigint[], at timestamptz)
 RETURNS TABLE (key_id bigint, org_id bigint, reason text, bucket_ids bigint[])
 LANGUAGE sql STABLE AS $$
     SELECT a.id, a.org_id,
@@ -79,7 +80,7 @@ LANGUAGE sql STABLE AS $$
         JOIN accounts l ON l.id = x.account_id
         JOIN buckets b
             ON b.budget_id = x.id AND b.window_key = window_key(x.kind, x.time_zone, at)
-        WHERE x.account_id IN (a.org_id, a.team_id, a.id)
+        WHERE x.account_id IN (a.org_id, a.team_id, a.id) AND b.id = ANY (locked_ids)
     ) AS p ON true
     WHERE a.id = ANY (key_ids)
 $$;
@@ -189,7 +190,7 @@ BEGIN
             p.bucket_ids
         FROM jsonb_populate_recordset(NULL::ledger_operation, operations) AS x
         JOIN unnest(r_ids) WITH ORDINALITY AS w (id, place) ON w.id = x.id
-        LEFT JOIN paths(keys, moment) AS p ON p.key_id = x.key_id
+        LEFT JOIN paths(keys, b_ids, moment) AS p ON p.key_id = x.key_id
         ORDER BY 1
     LOOP
         o := op.o;

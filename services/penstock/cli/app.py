@@ -1,0 +1,106 @@
+"""The command line's frame: options that all commands share, and faults as clear lines."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+import functools
+import json
+import os
+from pathlib import Path
+import sys
+from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+import typer
+
+from penstock.cli.errors import CliError
+from penstock.cli.state import FOLDER_DEFAULT, State
+from penstock.core.errors import PenstockError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+INTERRUPTED = 130
+"""A shell's own status for Ctrl-C."""
+
+app = typer.Typer(
+    name="penstock",
+    help="The gate for LLM traffic: own models, a paid API, a cache, budgets that hold.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON; amounts are int nano-USD.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    state: State
+
+
+def state_of(context: typer.Context) -> State:
+    common = context.obj
+    assert isinstance(common, Common)
+    return common.state
+
+
+@app.callback()
+def _common(
+    context: typer.Context,
+    state: Path = typer.Option(  # noqa: B008 - typer's way of declaring an option
+        Path(FOLDER_DEFAULT), help="State folder.", envvar="PENSTOCK_STATE"
+    ),
+) -> None:
+    context.obj = Common(State.at(state))
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def fail(error: CliError) -> NoReturn:
+    err.print(f"[bold red]penstock:[/] {escape(error.message)}", soft_wrap=True)
+    if error.remedy:
+        err.print(f"  → {escape(error.remedy)}", soft_wrap=True)
+    raise typer.Exit(error.code)
+
+
+def clear_faults(command: Callable[P, T]) -> Callable[P, T]:
+    """A command whose faults are told in a line, without a traceback, with a status that is not 0."""
+
+    @functools.wraps(command)
+    def told(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return command(*args, **kwargs)
+        except CliError as error:
+            fail(error)
+        except PenstockError as error:
+            fail(CliError(f"{error.reason}: {error.message}"))
+        except BrokenPipeError:
+            # `penstock … | head`: what was wanted has been read.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except OSError as error:
+            where = f": {error.filename}" if error.filename else ""
+            fail(CliError(f"{error.strerror or error}{where}"))
+
+    return told
+
+
+def awaited(command: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """An async command as typer calls it."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        return asyncio.run(command(*args, **kwargs))
+
+    return run

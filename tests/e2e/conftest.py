@@ -1,0 +1,144 @@
+"""The whole of Penstock on this machine, as `make up PAID=stand-in` starts it, for all tests of this folder."""
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+import json
+import os
+from pathlib import Path
+import shlex
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import grpc
+import openai
+import psutil
+import pytest
+import pytest_asyncio
+
+from penstock.core.channel import bearer, connect
+from penstock.router.v1.router_pb2 import GenerateRequest, GenerateResponse
+from penstock.router.v1.router_pb2_grpc import RouterServiceStub
+from penstock.type.v1.chat_pb2 import ROLE_USER, ChatInput, ContentPart, Message
+
+PENSTOCK = Path(sys.executable).parent / "penstock"
+START_SECONDS = 300
+STOP_SECONDS = 90
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Stack:
+    state: Path
+
+    @property
+    def env(self) -> dict[str, str]:
+        lines = (self.state / "env").read_text().splitlines()
+        return {k: "".join(shlex.split(v)) for k, _, v in (line.partition("=") for line in lines)}
+
+    def command(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [PENSTOCK, *arguments, "--state", str(self.state)],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def json(self, *arguments: str) -> Any:
+        """What the CLI says with --json."""
+        done = self.command(*arguments, "--json")
+        assert done.returncode == 0, done.stderr or done.stdout
+        return json.loads(done.stdout)
+
+    def new_key(self, name: str, *, budget_usd: str) -> str:
+        """A key with a total budget of its own; its secret."""
+        made = self.json("keys", "create", name)
+        key_id = made["key"]["id"]
+        self.json("budget", "set", key_id, budget_usd, "--window", "total", "--name", f"{name}-total")
+        return str(made["secret"])
+
+    def processes(self) -> list[psutil.Process]:
+        """Whatever runs for this state folder."""
+        mark = str(self.state)
+        found = []
+        for process in psutil.process_iter():
+            try:
+                text = " ".join(process.cmdline()) + " ".join(process.environ().values())
+            except (psutil.Error, OSError):
+                continue
+            if mark in text and process.pid != os.getpid():
+                found.append(process)
+        return found
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    state = tmp_path_factory.mktemp("stack") / "state"
+    ports = ("--grpc-port", str(free_port()), "--http-port", str(free_port()))
+    started = subprocess.run(
+        [PENSTOCK, "up", "--paid", "stand-in", "--detach", "--state", str(state), *ports],
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+        # The user's own key must neither be used nor be needed by a test.
+        env={k: v for k, v in os.environ.items() if k not in {"OPENAI_API_KEY", "OPENAI_BASE_URL"}},
+    )
+    assert started.returncode == 0, started.stdout + started.stderr
+    found = Stack(state)
+    yield found
+    found.command("down", timeout=STOP_SECONDS)
+    assert found.processes() == []
+
+
+@pytest_asyncio.fixture
+async def router(stack: Stack) -> AsyncIterator["Caller"]:
+    async with connect(stack.env["PENSTOCK_GRPC"]) as channel:
+        yield Caller(channel, stack.env["PENSTOCK_API_KEY"])
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A gRPC client with a key."""
+
+    channel: grpc.aio.Channel
+    key: str
+
+    def with_key(self, key: str) -> "Caller":
+        return Caller(self.channel, key)
+
+    @property
+    def stub(self) -> RouterServiceStub:
+        return RouterServiceStub(self.channel)
+
+    async def generate(self, text: str, *, model: str = "auto", **fields: Any) -> GenerateResponse:
+        return await self.stub.Generate(
+            ask(text, model=model, **fields), metadata=(bearer(self.key),), timeout=60
+        )
+
+    def stream(self, text: str, *, model: str = "auto", **fields: Any) -> Any:
+        return self.stub.GenerateStream(
+            ask(text, model=model, **fields), metadata=(bearer(self.key),), timeout=60
+        )
+
+
+def ask(text: str, *, model: str, **fields: Any) -> GenerateRequest:
+    message = Message(role=ROLE_USER, content=[ContentPart(text=text)])
+    fields.setdefault("max_tokens", 24)
+    return GenerateRequest(model=model, input=ChatInput(messages=[message], **fields))
+
+
+@pytest.fixture
+def sdk(stack: Stack) -> Iterator[openai.OpenAI]:
+    env = stack.env
+    with openai.OpenAI(
+        base_url=env["PENSTOCK_HTTP"], api_key=env["PENSTOCK_API_KEY"], max_retries=0
+    ) as client:
+        yield client

@@ -1,0 +1,217 @@
+"""What a new user is promised: a real model answers, a repeat is free, money is exact everywhere."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from uuid import uuid4
+
+import grpc
+import openai
+import psutil
+import pytest
+
+from penstock.core.status import from_rpc_error
+from penstock.router.v1.router_pb2 import CACHE_VERDICT_HIT, CACHE_VERDICT_MISS
+
+pytestmark = pytest.mark.e2e
+
+PAID = "openai/gpt-4o-mini"
+SEA = "Write one sentence about the sea."
+
+
+def unique(text: str = SEA) -> str:
+    """A prompt that no test asked before."""
+    return f"{text} ({uuid4().hex[:8]})"
+
+
+async def test_the_local_model_answers_and_a_repeat_is_a_hit_at_cost_nothing(router):
+    prompt = unique()
+    first = await router.generate(prompt)
+    assert ("local", "smollm2-135m", "local_first", CACHE_VERDICT_MISS) == (
+        first.receipt.provider,
+        first.receipt.model,
+        first.receipt.reason,
+        first.receipt.cache,
+    )
+    assert first.choices[0].message.content[0].text
+    assert first.receipt.cost_nano_usd > 0
+    second = await router.generate(prompt)
+    assert (CACHE_VERDICT_HIT, 0) == (second.receipt.cache, second.receipt.cost_nano_usd)
+    assert second.receipt.saved_nano_usd > 0
+    assert first.choices == second.choices
+
+
+async def test_reply_ledger_trace_and_usage_agree_to_the_nano(stack, router):
+    secret = stack.new_key("exact", budget_usd="1.00")
+    reply = await router.with_key(secret).generate(unique(), model=PAID)
+    receipt = reply.receipt
+    assert ("openai-stand-in", "pinned", True) == (
+        receipt.provider,
+        receipt.reason,
+        receipt.settled,
+    )
+    expected = -(-(reply.usage.prompt_tokens * 150 + reply.usage.completion_tokens * 600) // 1)
+    assert expected == receipt.cost_nano_usd
+    rows = [r for r in stack.json("usage")["rows"] if r["key_name"] == "exact"]
+    assert [expected] == [r["posted_nano_usd"] for r in rows]
+    trace = stack.json("trace", receipt.request_id)
+    costs = [s["attributes"].get("penstock.cost_nano_usd", 0) for s in trace["spans"]]
+    assert expected == sum(costs)
+
+
+async def test_a_spent_budget_is_named_costs_nothing_and_still_gets_the_cache(stack, router):
+    caller = router.with_key(stack.new_key("poor", budget_usd="0.00004"))
+    prompt = unique()
+    first = await caller.generate(prompt)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await caller.generate(unique(), model=PAID, max_tokens=100)
+    error = from_rpc_error(caught.value)
+    assert ("BUDGET_EXCEEDED", "poor-total", "never") == (
+        error.reason,
+        error.metadata["budget_name"],
+        error.metadata["resets_at"],
+    )
+    again = await caller.generate(prompt)
+    assert CACHE_VERDICT_HIT == again.receipt.cache
+    rows = [r for r in stack.json("usage")["rows"] if r["key_name"] == "poor"]
+    assert first.receipt.cost_nano_usd == sum(r["posted_nano_usd"] for r in rows)
+    assert 0 == sum(r["held_nano_usd"] for r in rows)
+
+
+async def test_a_full_local_pool_spills_and_says_why(router):
+    # Four slots and four places in the queue; a ninth long answer has nowhere to go but out.
+    async def long(_: int) -> str:
+        prompt = unique("Tell a long story about a lighthouse.")
+        reply = await router.generate(prompt, max_tokens=200, temperature=1)
+        return f"{reply.receipt.provider}:{reply.receipt.reason}"
+
+    told = await asyncio.gather(*(long(i) for i in range(12)))
+    assert 12 == len(told)
+    spilled = [t for t in told if t.startswith("openai-stand-in:spill_full")]
+    assert 4 <= len(spilled)
+    assert [t for t in told if t.startswith("local:")]
+
+
+async def test_a_local_stream_that_is_hung_up_is_billed_what_was_made(stack, router):
+    secret = stack.new_key("hangup-local", budget_usd="1.00")
+    call = router.with_key(secret).stream(unique("Tell a long story."), max_tokens=900)
+    for _ in range(4):
+        await call.read()
+    call.cancel()
+    row = await settled_row(stack, "hangup-local")
+    assert 0 < row["completion_tokens"] < 900
+    assert 0 == row["estimated_nano_usd"]
+    cost = -(-(row["prompt_tokens"] * 10 + row["completion_tokens"] * 40) // 1)
+    assert cost == row["posted_nano_usd"]
+
+
+async def test_a_paid_stream_that_is_hung_up_is_billed_a_bound_marked_estimated(stack, router):
+    secret = stack.new_key("hangup-paid", budget_usd="1.00")
+    call = router.with_key(secret).stream(unique("Tell a long story."), model=PAID, max_tokens=900)
+    for _ in range(4):
+        await call.read()
+    call.cancel()
+    row = await settled_row(stack, "hangup-paid")
+    assert 0 < row["posted_nano_usd"] == row["estimated_nano_usd"]
+
+
+async def settled_row(stack, key_name: str) -> dict:
+    """The key's usage, once nothing of it is held."""
+    for _ in range(100):
+        rows = [r for r in stack.json("usage")["rows"] if r["key_name"] == key_name]
+        if rows and not rows[0]["held_nano_usd"]:
+            return rows[0]
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"the hold of {key_name} is never resolved")
+
+
+async def test_a_killed_replica_spills_and_comes_back(stack, router):
+    replica = next(p for p in stack.processes() if "ServeReplica" in " ".join(p.cmdline()))
+    replica.send_signal(signal.SIGKILL)
+    reply = await router.generate(unique())
+    assert ("openai-stand-in", True) == (
+        reply.receipt.provider,
+        reply.receipt.reason in {"spill_no_replica", "fallback"},
+    )
+    for _ in range(240):
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            if (await router.generate(unique())).receipt.provider == "local":
+                return
+        await asyncio.sleep(0.5)
+    raise AssertionError("the replica never came back")
+
+
+@pytest.mark.parametrize("service", ["quota", "cache", "capacity", "router"])
+async def test_a_killed_service_comes_back_and_the_ledger_still_balances(stack, router, service):
+    victim = next(
+        p for p in stack.processes() if p.cmdline()[1:3] == ["-m", f"penstock.{service}"]
+    )
+    os.kill(victim.pid, signal.SIGKILL)
+    for _ in range(240):
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            await router.generate(unique())
+            break
+        await asyncio.sleep(0.25)
+    audit = stack.command("quota", "audit")
+    assert 0 == audit.returncode, audit.stdout + audit.stderr
+
+
+def test_the_official_sdk_works_streaming_and_not(sdk):
+    prompt = unique()
+    plain = sdk.chat.completions.create(
+        model="auto", messages=[{"role": "user", "content": prompt}], max_tokens=16
+    )
+    assert "local" == plain.penstock["provider"]
+    assert plain.usage.completion_tokens > 0
+    chunks = list(
+        sdk.chat.completions.create(
+            model="auto",
+            messages=[{"role": "user", "content": prompt}],
+            max_tokens=16,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert plain.choices[0].message.content == text
+    assert "hit" == chunks[-1].penstock["cache"]
+    assert plain.usage.completion_tokens == chunks[-1].usage.completion_tokens
+
+
+def test_the_official_sdk_gets_its_own_errors(sdk):
+    with pytest.raises(openai.NotFoundError, match="nope"):
+        sdk.chat.completions.create(model="nope", messages=[{"role": "user", "content": "x"}])
+    with pytest.raises(openai.BadRequestError, match="max_tokens"):
+        sdk.chat.completions.create(
+            model="auto", messages=[{"role": "user", "content": "x"}], max_tokens=10**7
+        )
+    with pytest.raises(openai.AuthenticationError):
+        sdk.with_options(api_key="ps-wrong").models.list()
+
+
+def test_json_schema_output_is_json(sdk):
+    schema = {
+        "type": "object",
+        "properties": {"answer": {"type": "integer"}},
+        "required": ["answer"],
+        "additionalProperties": False,
+    }
+    reply = sdk.chat.completions.create(
+        model="local/smollm2-135m",
+        messages=[{"role": "user", "content": unique("What is 7 times 8?")}],
+        max_tokens=40,
+        response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
+    )
+    import json
+
+    assert isinstance(json.loads(reply.choices[0].message.content)["answer"], int)
+
+
+def test_the_whole_ledger_equals_the_whole_trace(stack):
+    """After all of the above, kills included: every span's cost against every posting."""
+    posted = sum(r["posted_nano_usd"] for r in stack.json("usage")["rows"])
+    assert posted > 0
+    audit = stack.json("quota", "audit")
+    assert psutil.pid_exists(os.getpid())
+    assert posted == audit["posted_nano_usd"]

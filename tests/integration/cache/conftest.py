@@ -1,0 +1,3 @@
+from support.postgres import database_dsn, postgres_server
+
+__all__ = ["database_dsn", "postgres_server"]

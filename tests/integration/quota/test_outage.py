@@ -1,0 +1,168 @@
+"""PostgreSQL away, killed, back: fail closed, nothing acknowledged is lost (LEDGER, I7, I15)."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2
+from penstock.core.ids import uuid7
+from penstock.core.postgres_server import PrivateServer, remove
+from penstock.core.status import from_rpc_error
+from penstock.quota.audit import audit_dsn
+from penstock.quota.v1 import quota_pb2
+import pytest
+from support.ledger import migrated_database
+from support.postgres import fresh_database, free_port
+from support.quota_process import ADMIN, SERVICE, QuotaProcess, quota_process, reserve_request
+
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[PrivateServer]:
+    server = PrivateServer(tmp_path / "own", free_port())
+    server.start()
+    yield server
+    server.stop()
+    remove(server.folder)
+
+
+async def reserved(quota: QuotaProcess, request: quota_pb2.ReserveRequest) -> str:
+    try:
+        await quota.quota.Reserve(request, metadata=SERVICE, timeout=10)
+    except grpc.aio.AioRpcError as error:
+        told = from_rpc_error(error)
+        return f"{error.code().name} {told.reason}"
+    return "ok"
+
+
+async def test_a_killed_database_is_told_and_found_again_without_a_restart(
+    own_server: PrivateServer, tmp_path: Path
+) -> None:
+    dsn = await migrated_database(own_server)
+    async with quota_process(dsn, tmp_path) as quota:
+        key_id = (await quota.new_key(1000)).key.id
+        acknowledged = reserve_request(uuid7(), key_id, 100)
+        assert await reserved(quota, acknowledged) == "ok"
+
+        own_server.kill()
+
+        request = reserve_request(uuid7(), key_id, 100)
+        assert await reserved(quota, request) == "UNAVAILABLE LEDGER_UNAVAILABLE"
+        await quota.wait_health(NOT_SERVING)
+        own_server.start()
+        await quota.wait_health(SERVING)
+
+        assert await reserved(quota, request) == "ok"
+        assert await quota.balances(key_id) == (0, 200, 0)
+        settled = await quota.quota.Settle(
+            quota_pb2.SettleRequest(
+                reservation_id=acknowledged.reservation_id, amount_nano_usd=60, outcome="ok"
+            ),
+            metadata=SERVICE,
+        )
+        assert (60, 40) == (settled.posted_nano_usd, settled.released_nano_usd)
+    assert (await audit_dsn(dsn)).ok
+
+
+async def test_what_was_acknowledged_outlives_a_kill_in_full_flight(
+    own_server: PrivateServer, tmp_path: Path
+) -> None:
+    dsn = await migrated_database(own_server)
+    async with quota_process(dsn, tmp_path) as quota:
+        key_id = (await quota.new_key(10**9)).key.id
+        acknowledged: list[str] = []
+        enough = asyncio.Event()
+
+        async def work() -> None:
+            while True:
+                request = reserve_request(uuid7(), key_id, 1)
+                if await reserved(quota, request) != "ok":
+                    return
+                acknowledged.append(request.reservation_id)
+                if len(acknowledged) >= 200:
+                    enough.set()
+
+        workers = [asyncio.create_task(work()) for _ in range(16)]
+        await asyncio.wait_for(enough.wait(), 30)
+        own_server.kill()
+        await asyncio.gather(*workers)
+        own_server.start()
+        await quota.wait_health(SERVING)
+
+        for id_ in acknowledged:
+            await quota.quota.Void(
+                quota_pb2.VoidRequest(reservation_id=id_, reason="TEST"), metadata=SERVICE
+            )
+        posted, held, suspense = await quota.balances(key_id)
+        # At most what was in flight was applied without an answer.
+        assert (posted, suspense) == (0, 0)
+        assert held <= 16
+    assert (await audit_dsn(dsn)).ok
+
+
+async def test_a_database_that_comes_after_the_service_is_found(tmp_path: Path) -> None:
+    server = PrivateServer(tmp_path / "own", free_port())
+    server.start()
+    try:
+        dsn = await fresh_database(server)
+        server.stop()
+        async with quota_process(dsn, tmp_path, ready=False) as quota:
+            await quota.wait_health(NOT_SERVING)
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await quota.quota.GetPrincipal(
+                    quota_pb2.GetPrincipalRequest(key_hash=bytes(32)), metadata=SERVICE
+                )
+            # Away is not unknown: never a 401 for a key that may well be good.
+            assert from_rpc_error(raised.value).reason == "LEDGER_UNAVAILABLE"
+
+            server.start()
+            with pytest.raises(grpc.aio.AioRpcError) as raised:
+                await _accounts(quota)
+            told = from_rpc_error(raised.value)
+            assert told.reason == "LEDGER_UNAVAILABLE"
+            assert "penstock quota migrate" in told.message
+            assert await quota.health() == NOT_SERVING
+
+            await _migrate(dsn)
+            await quota.wait_health(SERVING)
+            await _accounts(quota)
+    finally:
+        server.stop()
+        remove(server.folder)
+
+
+async def test_a_watcher_hears_of_an_outage_and_does_not_take_silence_for_no_change(
+    own_server: PrivateServer, tmp_path: Path
+) -> None:
+    dsn = await migrated_database(own_server)
+    async with quota_process(dsn, tmp_path) as quota:
+        watch = quota.quota.WatchKeys(quota_pb2.WatchKeysRequest(), metadata=SERVICE)
+        assert not (await watch.read()).changed_key_hashes
+
+        own_server.kill()
+
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            async with asyncio.timeout(5):
+                while True:
+                    await watch.read()
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def _accounts(quota: QuotaProcess) -> None:
+    from penstock.quota.v1 import admin_pb2
+
+    await quota.admin.ListAccounts(admin_pb2.ListAccountsRequest(), metadata=ADMIN)
+
+
+async def _migrate(dsn: str) -> None:
+    import os
+    import sys
+
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "penstock.quota", "migrate",
+        env={**os.environ, "PENSTOCK_QUOTA_DSN": dsn},
+    )  # fmt: skip
+    assert await process.wait() == 0
