@@ -6,11 +6,11 @@ being read, alone and with every slot reading one. The figures are this machine'
 
 import argparse
 import asyncio
-from collections.abc import AsyncGenerator
 import os
-from pathlib import Path
 import statistics
 import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
 
 from penstock.local.engines import create
 from penstock.local.engines.base import Delta, Engine, EngineSettings
@@ -33,7 +33,9 @@ def long_prompt(number: int) -> chat_pb2.ChatInput:
     return ask(f"{number} " + "word " * PROMPT_WORDS)
 
 
-async def begin(engine: Engine, chat: chat_pb2.ChatInput, tokens: int) -> AsyncGenerator[Delta, None]:
+async def begin(
+    engine: Engine, chat: chat_pb2.ChatInput, tokens: int
+) -> AsyncGenerator[Delta, None]:
     """A generation that has made this many tokens; 0: it is in prefill."""
     deltas = engine.generate(chat, request_id="measured")
     async for delta in deltas:
@@ -78,7 +80,9 @@ async def measure(slots: int, threads: int, rounds: int) -> None:
     show("prefill, every slot at once", [ms for c in chunks for ms in await together(engine, c, 0)])
     began = time.perf_counter()
     await (await begin(engine, long_prompt(10**6), 1)).aclose()
-    print(f"for comparison, a whole prefill of {PROMPT_WORDS} words: {(time.perf_counter() - began):.1f} s")
+    print(
+        f"for comparison, a whole prefill of {PROMPT_WORDS} words: {(time.perf_counter() - began):.1f} s"
+    )
     await engine.close()
 
 

@@ -171,6 +171,7 @@ def test_the_ledger_agrees_with_an_independent_auditor(ledger_dsn: str) -> None:
             max_examples=60,
             stateful_step_count=25,
             deadline=None,
+            database=None,
             print_blob=True,
             suppress_health_check=list(HealthCheck),
         ),

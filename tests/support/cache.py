@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from penstock.cache.config import Config
 from penstock.cache.v1.cache_pb2 import Answer, LookupRequest, StoreRequest
 from penstock.cache.wiring import Cache, wire
@@ -108,10 +109,17 @@ async def cache_process(dsn: str, port: int) -> AsyncIterator[CacheProcess]:
 
 
 @contextlib.asynccontextmanager
-async def router_side(address: str, settings: CacheSettings | None = None) -> AsyncIterator[CacheAnswers]:
-    """What a router has of the cache: its own channel, its own stream."""
+async def router_side(
+    address: str, settings: CacheSettings | None = None, *, patience_seconds: float = 5.0
+) -> AsyncIterator[CacheAnswers]:
+    """What a router has of the cache: its own channel, its own stream; patient on a busy machine."""
     channel = connect(address)
-    answers = CacheAnswers(open_stream(channel, TOKEN), lambda: settings or CacheSettings())
+    answers = CacheAnswers(
+        open_stream(channel, TOKEN),
+        lambda: settings or CacheSettings(),
+        lookup_seconds=patience_seconds,
+        acknowledge_seconds=patience_seconds,
+    )
     answers.start()
     try:
         yield answers

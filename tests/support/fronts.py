@@ -5,16 +5,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
-from support.chat import catalogue
-from support.ports import (
-    FixedLandscape,
-    MemoryAnswers,
-    MemoryLedger,
-    Script,
-    ScriptedBackend,
-    text_answer,
-)
-from support.quota_server import KEY, METADATA, FakeQuota
 
 from penstock.core.catalogue import Catalogue
 from penstock.core.channel import connect
@@ -33,6 +23,17 @@ from penstock.router.request import Request
 from penstock.router.running import Registry
 from penstock.router.v1.router_pb2 import ExplainRouteResponse, Model
 from penstock.router.v1.router_pb2_grpc import RouterServiceStub
+from support.chat import catalogue
+from support.ports import (
+    FixedLandscape,
+    MemoryAnswers,
+    MemoryLedger,
+    Script,
+    ScriptedBackend,
+    text_answer,
+)
+from support.quota_server import KEY, METADATA, FakeQuota
+from support.waiting import until
 
 
 class FrontHouse:
@@ -101,9 +102,11 @@ class FrontHouse:
 
     async def resolved(self, count: int = 1) -> list[str]:
         """Outcomes of the attempts, once so many are resolved and nothing is held or under way."""
-        async with asyncio.timeout(5):
-            while len(self.ledger.settled) + len(self.ledger.voided) < count or self.under_way:
-                await asyncio.sleep(0.002)
+        await until(
+            lambda: (
+                len(self.ledger.settled) + len(self.ledger.voided) >= count and not self.under_way
+            )
+        )
         return [s.outcome for s in self.ledger.settled] + [v.reason for v in self.ledger.voided]
 
     @property

@@ -1,15 +1,15 @@
 """A real Ray head with the 4-bit model, and capacity, as processes of their own on free ports."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 import os
-from pathlib import Path
 import secrets
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from penstock.local.ports import free_port
 

@@ -68,9 +68,7 @@ def _pool(
     )
 
 
-def _replica(
-    replica: RayReplica, health_by_address: Mapping[str, Health]
-) -> capacity_pb2.Replica:
+def _replica(replica: RayReplica, health_by_address: Mapping[str, Health]) -> capacity_pb2.Replica:
     health = health_by_address.get(replica.address, Health())
     state = _state(replica, health)
     is_running = state in (

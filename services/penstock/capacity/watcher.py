@@ -1,8 +1,8 @@
 """Looks at Ray and at the replicas, holds the replica counts, and tells everyone who watches."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
 import logging
+from collections.abc import AsyncIterator, Callable, Mapping
 
 from penstock.capacity import snapshot
 from penstock.capacity.probe import Probe
@@ -122,9 +122,7 @@ class Watcher:
         for model, count in self._counts().items():
             application = self._applications.get(snapshot.application_of(model))
             if application and application.settled and application.target_replicas != count:
-                logger.info(
-                    "%s: %d replicas become %d", model, application.target_replicas, count
-                )
+                logger.info("%s: %d replicas become %d", model, application.target_replicas, count)
                 await self._ray.scale(application, count)
 
     async def _publish(self, *, is_beat: bool = False) -> None:

@@ -10,7 +10,16 @@ def main() -> None:
     # see their tokens. gRPC reads the variables when it is imported, so this comes first.
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), BYPASS]))
-    from penstock.cli import commands_machine  # noqa: F401 - registers its commands
+    # Each registers its commands when it is imported.
+    from penstock.cli import (  # noqa: F401
+        commands_clean,
+        commands_config,
+        commands_ledger,
+        commands_machine,
+        commands_requests,
+        commands_status,
+        commands_trace,
+    )
     from penstock.cli.app import app
 
     app()

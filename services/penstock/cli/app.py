@@ -34,8 +34,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; amounts are int nano-USD.")]
 
@@ -66,9 +66,9 @@ def print_json(value: Any) -> None:
 
 
 def fail(error: CliError) -> NoReturn:
-    err.print(f"[bold red]penstock:[/] {escape(error.message)}", soft_wrap=True)
+    err.print(f"[bold red]penstock:[/] {escape(error.message)}")
     if error.remedy:
-        err.print(f"  → {escape(error.remedy)}", soft_wrap=True)
+        err.print(f"  → {escape(error.remedy)}")
     raise typer.Exit(error.code)
 
 

@@ -102,11 +102,11 @@ class _Run:
         supervisor = Supervisor(
             wanted, log_of=plan.state.log, watcher=self._screen, on_change=self._record
         )
-        telling = asyncio.create_task(self._tell_waiting())
+        self._telling = asyncio.create_task(self._tell_waiting())
         try:
             await supervisor.run(self._stop, self._greet)
         finally:
-            telling.cancel()
+            self._telling.cancel()
             self._screen.close()
             console.print("Stopping (again Ctrl-C kills)", style="dim")
             await supervisor.stop(self._hurry)
@@ -131,6 +131,7 @@ class _Run:
 
     async def _greet(self) -> None:
         """All are ready: the first key, the files for scripts, the welcome."""
+        self._telling.cancel()
         self._screen.close()
         key = await self._ensure_key()
         state, plan = self._plan.state, self._plan

@@ -79,10 +79,13 @@ def _grpcurl(facts: Facts) -> str:
 
 def _python(facts: Facts) -> str:
     return f"""{PYTHON} - <<'EOF'
+import asyncio
 from penstock.client import Client, user
-with Client("{facts.grpc}", api_key="{facts.api_key}") as client:
-    answer = client.generate(model="auto", messages=[user("{PROMPT}")], max_tokens=40)
-    print(answer.text, answer.receipt.provider, answer.receipt.cost_nano_usd, "nano-USD")
+async def main():
+    async with Client("{facts.grpc}", "{facts.api_key}") as client:
+        reply = await client.generate("auto", [user("{PROMPT}")], max_tokens=40)
+        print(reply.text, reply.provider, reply.reason, reply.cost_nano_usd, "nano-USD")
+asyncio.run(main())
 EOF"""
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 _encode = msgspec.json.Encoder().encode
 
-CHATTY = ("httpx", "watchfiles")
+CHATTY = ("httpx", "httpx2", "watchfiles")
 """They tell every request and every touched file; a log in a watched folder would feed itself."""
 
 

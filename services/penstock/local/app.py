@@ -5,19 +5,24 @@ data plane takes calls without a token, so the replica itself checks the router'
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
 import hmac
 import logging
 import os
-from pathlib import Path
 import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
 
 from penstock.core.clock import SystemClock
-from penstock.core.errors import FieldViolation, Internal, InvalidRequest, PenstockError
-from penstock.core.errors import Unauthenticated
+from penstock.core.errors import (
+    FieldViolation,
+    Internal,
+    InvalidRequest,
+    PenstockError,
+    Unauthenticated,
+)
 from penstock.core.interceptors import STATUS_DETAILS
 from penstock.core.status import to_status
 from penstock.local import tracing

@@ -1,15 +1,15 @@
 """A private Ray head on one machine: started as a child, ended with it, and nothing else touched."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 import math
 import os
-from pathlib import Path
 import shutil
 import socket
 import sys
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 

@@ -1,8 +1,8 @@
 """Many small deltas into few messages: the first token at once, then one message each window."""
 
 import asyncio
-from collections.abc import AsyncGenerator
 import contextlib
+from collections.abc import AsyncGenerator
 
 from penstock.local.engines.base import Delta
 from penstock.local.v1 import local_pb2

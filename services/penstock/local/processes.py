@@ -5,12 +5,12 @@ was started in, which is its alone; that finds also those that outlived their pa
 overwrite their command line and environment, so that neither could tell).
 """
 
-from collections.abc import Sequence
 import contextlib
 import ctypes
 import os
-from pathlib import Path
 import signal
+from collections.abc import Sequence
+from pathlib import Path
 
 import psutil
 

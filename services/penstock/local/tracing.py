@@ -1,9 +1,9 @@
 """One span a generation, a child of the router's attempt (W3C `traceparent` in the metadata)."""
 
 import asyncio
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-import time
 from typing import Any
 
 from penstock.core import semconv, telemetry

@@ -88,6 +88,8 @@ class CacheAnswers:
         *,
         clock: Clock | None = None,
         breaker: Breaker | None = None,
+        lookup_seconds: float = LOOKUP_SECONDS,
+        acknowledge_seconds: float = ACKNOWLEDGE_SECONDS,
     ) -> None:
         self._stream = stream
         self._settings = settings
@@ -96,6 +98,8 @@ class CacheAnswers:
             open_seconds=BREAKER_OPEN_SECONDS,
             clock=clock or SystemClock(),
         )
+        self._lookup_seconds = lookup_seconds
+        self._acknowledge_seconds = acknowledge_seconds
         self._storing: set[asyncio.Task[None]] = set()
         self.unavailable_count = 0
 
@@ -115,7 +119,7 @@ class CacheAnswers:
         try:
             result = await self._stream.call(
                 Operation(lookup=request, traceparent=traceparent),
-                timeout_seconds=min(LOOKUP_SECONDS, left_seconds),
+                timeout_seconds=min(self._lookup_seconds, left_seconds),
                 wait_seconds=min(request.wait_ms_max / 1000 + WAIT_MARGIN_SECONDS, left_seconds),
             )
         except (Unavailable, DeadlineExceeded):
@@ -166,7 +170,7 @@ class CacheAnswers:
         task = asyncio.create_task(sending)
         self._storing.add(task)
         task.add_done_callback(self._storing.discard)
-        await asyncio.wait({task}, timeout=ACKNOWLEDGE_SECONDS)
+        await asyncio.wait({task}, timeout=self._acknowledge_seconds)
 
     async def _send(self, operation: Operation) -> None:
         try:

@@ -235,6 +235,7 @@ class Flow:
             deadline=request.deadline,
             traceparent=one.span.traceparent,
             wait_seconds_max=attempt.wait_seconds_max,
+            user=request.user,
         )
         async with aclosing(self._backends(attempt.provider).generate(call)) as chunks:
             async for chunk in chunks:

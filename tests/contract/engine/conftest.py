@@ -6,7 +6,9 @@ import pytest_asyncio
 from contract.engine.rigs import RIGS, Rig
 from penstock.local.engines.base import Engine
 
-ENGINES = ["llamacpp", pytest.param("vllm", marks=pytest.mark.vllm)]
+# vLLM and torch warn about their own code: with vLLM a warning is shown, and is no error.
+VLLM = [pytest.mark.vllm, pytest.mark.filterwarnings("default")]
+ENGINES = ["llamacpp", pytest.param("vllm", marks=VLLM)]
 
 
 @pytest.fixture(scope="module", params=ENGINES)

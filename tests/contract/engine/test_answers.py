@@ -77,16 +77,16 @@ async def test_json_schema_is_obeyed(engine: Engine) -> None:
 
 
 async def test_a_schema_that_is_none_is_refused(engine: Engine) -> None:
-    wanted = chat_pb2.ResponseFormat(
-        kind=chat_pb2.ResponseFormat.KIND_JSON_SCHEMA, schema_json="{"
-    )
+    wanted = chat_pb2.ResponseFormat(kind=chat_pb2.ResponseFormat.KIND_JSON_SCHEMA, schema_json="{")
     with pytest.raises(InvalidRequest):
         await collect(engine.generate(ask("Hi", response_format=wanted), request_id="a"))
 
 
 async def test_logprobs_come_for_each_token(engine: Engine) -> None:
     answer = await collect(
-        engine.generate(ask(LONG_STORY, max_tokens=6, logprobs=True, top_logprobs=2), request_id="a")
+        engine.generate(
+            ask(LONG_STORY, max_tokens=6, logprobs=True, top_logprobs=2), request_id="a"
+        )
     )
     tokens = [t for c in answer.pieces() for t in c.logprobs]
     assert len(tokens) == answer.usage.completion_tokens == 6

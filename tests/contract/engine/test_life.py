@@ -1,8 +1,8 @@
 """How every engine begins, is cancelled, is asked for its health, and ends."""
 
 import asyncio
-from pathlib import Path
 import time
+from pathlib import Path
 
 import pytest
 
@@ -109,9 +109,10 @@ async def test_a_dead_engine_says_so_at_each_door(rig: Rig) -> None:
 async def test_weights_that_are_none_are_told_by_file(rig: Rig, tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"these are no weights")
-    engine = create(
-        rig.name, EngineSettings("broken", broken, context_tokens=512, slots=1, threads=1)
+    settings = EngineSettings(
+        "broken", broken, context_tokens=512, slots=1, threads=1, format=rig.format
     )
+    engine = create(rig.name, settings)
     with pytest.raises(ModelUnusable, match=r"broken\.gguf"):
         await engine.start()
     await engine.close()

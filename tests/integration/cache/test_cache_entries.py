@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import grpc
 import pytest
+
 from penstock.cache.config import Config
 from penstock.cache.v1.cache_pb2 import LookupResponse, StoreRequest
 from penstock.cache.v1.cache_pb2_grpc import CacheServiceStub
@@ -95,9 +96,7 @@ async def test_without_a_ttl_the_default_holds(answers: CacheAnswers, database_d
     assert await verdict(answers, look(fingerprint)) == LookupResponse.VERDICT_MISS
 
 
-async def test_max_age_refuses_older_entries_only(
-    answers: CacheAnswers, database_dsn: str
-) -> None:
+async def test_max_age_refuses_older_entries_only(answers: CacheAnswers, database_dsn: str) -> None:
     fingerprint = key()
     await answers.store(keep(fingerprint))
     await _age(database_dsn, 60)
@@ -243,7 +242,9 @@ async def test_a_full_cache_sweeps_by_itself_before_its_time(database_dsn: str) 
                     await asyncio.sleep(0.02)
 
 
-async def test_the_sweep_removes_what_expired(cache: Cache, answers: CacheAnswers, database_dsn: str) -> None:
+async def test_the_sweep_removes_what_expired(
+    cache: Cache, answers: CacheAnswers, database_dsn: str
+) -> None:
     await answers.store(keep(key(), ttl_seconds=10))
     stays = key()
     await answers.store(keep(stays, ttl_seconds=3600))

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
+
 from penstock.cache.v1.cache_pb2 import AbandonRequest, LookupRequest, LookupResponse
 from penstock.cache.v1.cache_pb2_grpc import CacheServiceStub
 from penstock.cache.wiring import Cache
@@ -83,9 +84,7 @@ async def test_one_leads_and_the_others_share_its_answer_across_routers_and_proc
     assert lead.verdict == LEAD
     waiters = [waiting(routers[i % 2], join(fingerprint)) for i in range(10)]
     await until_waits(10, *caches)
-    await routers[0].store(
-        keep(fingerprint, answer=answer("once"), flight_token=lead.flight_token)
-    )
+    await routers[0].store(keep(fingerprint, answer=answer("once"), flight_token=lead.flight_token))
     for found in await asyncio.gather(*waiters):
         assert (found.verdict, text_of(found.answer)) == (SHARED, "once")
         assert found.HasField("stored_at")
@@ -161,7 +160,9 @@ async def test_a_flight_outlives_its_lease_while_the_leaders_stream_lives(
     soon_over = "UPDATE flights SET lease_expires_at = clock_timestamp() + interval '100 ms'"
     await connection.execute(soon_over)
     await caches[0].upkeep.renew()
-    left = await connection.fetchval("SELECT min(lease_expires_at) - clock_timestamp() FROM flights")
+    left = await connection.fetchval(
+        "SELECT min(lease_expires_at) - clock_timestamp() FROM flights"
+    )
     await connection.close()
     assert left.total_seconds() > 4
     await routers[0].store(keep(fingerprint, flight_token=lead.flight_token))
@@ -184,11 +185,12 @@ async def test_a_wait_ends_at_its_bound(caches, routers, database_dsn) -> None:
 async def test_a_wait_longer_than_the_looks_time_out_is_waited(caches, routers) -> None:
     fingerprint = key()
     lead = await lookup(routers[0], join(fingerprint))
-    waiter = waiting(routers[1], join(fingerprint))
-    done, _ = await asyncio.wait({waiter}, timeout=0.6)  # more than LOOKUP_SECONDS
-    assert not done
-    await routers[0].store(keep(fingerprint, flight_token=lead.flight_token))
-    assert (await waiter).verdict == SHARED
+    async with router_side(caches[1].server.address, patience_seconds=0.5) as impatient:
+        waiter = waiting(impatient, join(fingerprint))
+        done, _ = await asyncio.wait({waiter}, timeout=1)
+        assert not done
+        await routers[0].store(keep(fingerprint, flight_token=lead.flight_token))
+        assert (await waiter).verdict == SHARED
 
 
 async def test_a_cancelled_wait_leaves_nothing_behind(caches, routers, database_dsn) -> None:
@@ -274,9 +276,7 @@ async def test_no_cache_joins_a_flight_and_reads_no_entry(caches, routers) -> No
 async def test_a_unary_caller_leads_by_a_lease_alone(caches, routers, database_dsn) -> None:
     fingerprint = key()
     async with connect(caches[0].server.address) as channel:
-        lead = await CacheServiceStub(channel).Lookup(
-            join(fingerprint), metadata=(bearer(TOKEN),)
-        )
+        lead = await CacheServiceStub(channel).Lookup(join(fingerprint), metadata=(bearer(TOKEN),))
     assert lead.verdict == LEAD
     waiter = waiting(routers[1], join(fingerprint))
     await until_waits(1, *caches)

@@ -7,6 +7,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 from grpc_health.v1 import health_pb2
+
 from penstock.cache.config import Config
 from penstock.cache.v1.cache_pb2 import LookupResponse
 from penstock.cache.wiring import wire
@@ -22,7 +23,8 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 @pytest.fixture
 async def own_server(tmp_path: Path) -> AsyncIterator[PrivateServer]:
     """A server that a test may kill."""
-    server = PrivateServer(tmp_path / "postgres", free_port())
+    # A crash of PostgreSQL alone loses nothing that it wrote: the machine stays up.
+    server = PrivateServer(tmp_path / "postgres", free_port(), {"fsync": "off"})
     await asyncio.to_thread(server.start)
     try:
         yield server
@@ -52,8 +54,10 @@ async def test_the_cache_survives_a_crash_of_postgresql_without_a_restart(
         assert lead is not None
         await asyncio.to_thread(own_server.kill)
         await ready_at(cache.server.address, want=NOT_SERVING)
-        async with asyncio.timeout(2):
-            assert await answers.lookup(look(fingerprint), soon()) is None
+        async with asyncio.timeout(5):
+            # A backend that is in a statement outlives its postmaster for a moment.
+            while await answers.lookup(look(fingerprint), soon()) is not None:
+                await asyncio.sleep(0.01)
             await answers.store(keep(key()))
         assert answers.unavailable_count >= 2
         await start_again(own_server)
@@ -114,18 +118,19 @@ async def test_the_cache_waits_for_a_postgresql_that_comes_late(own_server: Priv
 
 
 async def test_a_schema_of_a_newer_release_ends_the_service_with_the_reason(
-    database_dsn: str,
+    postgres_server: PrivateServer,
 ) -> None:
-    async with running_cache(database_dsn):
+    dsn = await fresh_database(postgres_server)
+    async with running_cache(dsn):
         pass
-    connection = await asyncpg.connect(database_dsn)
+    connection = await asyncpg.connect(dsn)
     await connection.execute(
         "INSERT INTO schema_migrations (version, name, digest) VALUES (9999, '9999_later', 'x')"
     )
     await connection.close()
-    with pytest.raises((MigrationError, AssertionError), match="newer than this program"):
-        async with running_cache(database_dsn):
-            raise AssertionError("became ready")
+    with pytest.raises(MigrationError, match="newer than this program"):
+        async with running_cache(dsn):
+            pytest.fail("it became ready")
 
 
 async def test_an_unreachable_cache_is_a_quick_miss_and_counted() -> None:

@@ -1,10 +1,10 @@
 """A real replica: Ray Serve, llama.cpp, a 4-bit model; dialled as the router dials it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
 import os
 import signal
 import time
+from collections.abc import AsyncIterator, Callable
 
 import grpc
 import httpx
@@ -180,7 +180,9 @@ async def test_a_client_that_hangs_up_frees_the_model(replica: Dialled) -> None:
 async def test_a_killed_replica_is_seen_and_comes_back(stack: LocalStack) -> None:
     before = (await until(stack, ready(1))).replicas[0]
     os.kill(replica_pid(stack), signal.SIGKILL)
-    await until(stack, lambda pool: before.id not in [r.id for r in pool.replicas if r.state == READY])
+    await until(
+        stack, lambda pool: before.id not in [r.id for r in pool.replicas if r.state == READY]
+    )
     after = (await until(stack, ready(1))).replicas[0]
     assert after.id != before.id
     async with connect(after.address) as channel:

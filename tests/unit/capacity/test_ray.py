@@ -9,7 +9,11 @@ from penstock.capacity.ray import RayReplica, RayUnreachable, RestRayApi, parse
 
 def report(**changes: Any) -> dict[str, Any]:
     replica = {"replica_id": "r1", "state": "RUNNING", "actor_name": "SERVE_REPLICA::local-m#R#r1"}
-    starting = {"replica_id": "r2", "state": "STARTING", "actor_name": "SERVE_REPLICA::local-m#R#r2"}
+    starting = {
+        "replica_id": "r2",
+        "state": "STARTING",
+        "actor_name": "SERVE_REPLICA::local-m#R#r2",
+    }
     deployment = {
         "status": "UPSCALING",
         "message": "",

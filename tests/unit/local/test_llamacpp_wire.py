@@ -8,9 +8,7 @@ from penstock.type.v1 import chat_pb2
 
 
 def chat(**fields: object) -> chat_pb2.ChatInput:
-    message = chat_pb2.Message(
-        role=chat_pb2.ROLE_USER, content=[chat_pb2.ContentPart(text="Hi")]
-    )
+    message = chat_pb2.Message(role=chat_pb2.ROLE_USER, content=[chat_pb2.ContentPart(text="Hi")])
     return chat_pb2.ChatInput(messages=[message], **{"max_tokens": 9, **fields})
 
 

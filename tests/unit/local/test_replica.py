@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from google.rpc import error_details_pb2, status_pb2
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 
 from penstock.core.errors import Unavailable
 from penstock.local.app import Replica

@@ -7,6 +7,7 @@ import pytest
 from google.protobuf.message import Message as ProtoMessage
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from penstock.core.deadline import Deadline
 from penstock.quota.v1.quota_pb2 import Principal
 from penstock.router.fingerprint import fingerprint, shareable
@@ -138,9 +139,20 @@ def test_each_field_of_a_chat_counts(path, field) -> None:
 
 def test_the_rich_chat_sets_every_field_there_is() -> None:
     """So that a field added to the proto fails here until the fingerprint knows it."""
-    seen = {path[-1] if not isinstance(path[-1], int) else path[-2] for path, _ in _leaves(rich_chat())}
+    seen = {
+        path[-1] if not isinstance(path[-1], int) else path[-2] for path, _ in _leaves(rich_chat())
+    }
     known: set[str] = set()
-    for kind in (ChatInput, Message, ContentPart, ImageUrl, Tool, ToolCall, ToolChoice, ResponseFormat):
+    for kind in (
+        ChatInput,
+        Message,
+        ContentPart,
+        ImageUrl,
+        Tool,
+        ToolCall,
+        ToolChoice,
+        ResponseFormat,
+    ):
         known |= {
             f.name
             for f in kind.DESCRIPTOR.fields
@@ -298,7 +310,7 @@ def test_a_schema_of_another_meaning_counts(other: str) -> None:
 def test_schemas_that_are_alike_but_not_equal_are_told_apart() -> None:
     texts = ["", "{}", "[]", "null", '"{}"', '{"a":1}', '{"a":1.0}', '{"a":"1"}', '{"a":true}',
              '{"a":null}', '[["{","a",1]]', '["["]', '{"value":1}', "1", '{"a":1,"a":1}',
-             '{"a": 1e400}', '{"a": Infinity}', '[{}]', '["{}"]']  # fmt: skip
+             '{"a": 1e400}', '{"a": Infinity}', "[{}]", '["{}"]']  # fmt: skip
     assert len({with_schema(text) for text in texts}) == len(texts)
 
 

@@ -6,9 +6,6 @@ from collections.abc import AsyncIterator
 import httpx
 import openai
 import pytest
-from support.fronts import FrontHouse, front_house
-from support.ports import ScriptedBackend, text_answer
-from support.quota_server import KEY
 
 from penstock.core.errors import CapacityExhausted, StreamBroken
 from penstock.core.server import PortInUse
@@ -23,6 +20,10 @@ from penstock.type.v1.chat_pb2 import (
     TopLogprob,
     Usage,
 )
+from support.fronts import FrontHouse, front_house
+from support.ports import ScriptedBackend, text_answer
+from support.quota_server import KEY
+from support.waiting import until
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -35,9 +36,7 @@ async def house() -> AsyncIterator[FrontHouse]:
 
 @pytest.fixture
 async def sdk(house: FrontHouse) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(
-        api_key=KEY, base_url=f"{house.url}/v1", max_retries=0
-    ) as client:
+    async with openai.AsyncOpenAI(api_key=KEY, base_url=f"{house.url}/v1", max_retries=0) as client:
         yield client
 
 
@@ -189,9 +188,7 @@ async def test_completions_continue_a_raw_prompt(
     assert "hi there" == "".join([c.choices[0].text async for c in stream])
 
 
-async def test_models_are_those_the_key_may_use(
-    house: FrontHouse, sdk: openai.AsyncOpenAI
-) -> None:
+async def test_models_are_those_the_key_may_use(house: FrontHouse, sdk: openai.AsyncOpenAI) -> None:
     names = {model.id async for model in sdk.models.list()}
     assert {"auto", "own", "local/small", "acme/large", "acme/thinker"} == names
     small = await sdk.models.retrieve("local/small")
@@ -223,9 +220,7 @@ async def test_spent_budget_is_insufficient_quota_and_is_not_retried(
 ) -> None:
     house.ledger.limit_nano_usd = 0
     with pytest.raises(openai.RateLimitError) as caught:
-        await sdk.with_options(max_retries=2).chat.completions.create(
-            model="auto", messages=HELLO
-        )
+        await sdk.with_options(max_retries=2).chat.completions.create(model="auto", messages=HELLO)
     assert "insufficient_quota" == caught.value.code
     assert "false" == caught.value.response.headers["x-should-retry"]
     assert [] == house.local.calls
@@ -261,11 +256,11 @@ async def test_error_in_mid_stream_is_an_error_event_without_done(
     half = Chunk([ChoiceDelta(content="half")], prompt_tokens=9, completion_tokens_so_far=1)
     house.local.script = [half, failed]
     stream = await sdk.chat.completions.create(model="local/small", messages=HELLO, stream=True)
-    said = ""
+    chunks = aiter(stream)
+    assert "half" == (await anext(chunks)).choices[0].delta.content
     with pytest.raises(openai.APIError) as caught:
-        async for chunk in stream:
-            said += chunk.choices[0].delta.content or ""
-    assert ("half", "broke off") == (said, caught.value.message)
+        await anext(chunks)
+    assert "broke off" == caught.value.message
     body = {"model": "local/small", "messages": HELLO, "stream": True}
     text = (await http.post("/v1/chat/completions", json=body)).text
     last = json.loads(text.strip().rpartition("data: ")[2])
@@ -289,8 +284,7 @@ async def test_hang_up_stops_the_upstream_at_once_and_is_settled(
     async with asyncio.timeout(5):
         if stream and chunks:
             await reader.readuntil(b'"content":"a"')
-        while not house.local.calls:
-            await asyncio.sleep(0.005)
+        await until(lambda: house.local.calls)
     assert 0 == house.local.closed_early
     writer.close()
     before = asyncio.get_running_loop().time()
@@ -368,15 +362,8 @@ async def test_drain_lets_a_stream_end_and_refuses_new_requests(
             if "one " in line:
                 break
         drain = asyncio.create_task(house.fronts.drain(5))
-        while house.health.ready:
-            await asyncio.sleep(0.005)
-        async with asyncio.timeout(2), httpx.AsyncClient() as other:
-            with pytest.raises(httpx.ConnectError):
-                while True:
-                    refused = await other.post(
-                        f"{house.url}/v1/chat/completions", json=body, headers=http.headers
-                    )
-                    assert "ROUTER_DRAINING" == refused.json()["penstock"]["reason"]
+        await until(lambda: not house.health.ready)
+        assert "ROUTER_DRAINING" == await refusal_until_closed(house, body)
         gate.set()
         text = "\n".join([line async for line in lines])
     assert "two" in text
@@ -401,6 +388,20 @@ async def test_drain_cuts_off_what_outlives_the_grace_and_settles_it(
         text = "\n".join([line async for line in lines])
     assert '"CANCELLED"' in text
     assert ["CLIENT_GONE"] == await house.resolved()
+
+
+async def refusal_until_closed(house: FrontHouse, body: dict) -> str:
+    """What new requests are told while the port closes, which takes a moment."""
+    told = "ROUTER_DRAINING"
+    headers = {"authorization": f"Bearer {KEY}"}
+    async with asyncio.timeout(2), httpx.AsyncClient(headers=headers) as other:
+        try:
+            while told == "ROUTER_DRAINING":
+                answer = await other.post(f"{house.url}/v1/chat/completions", json=body)
+                told = answer.json()["penstock"]["reason"]
+        except httpx.ConnectError:
+            pass
+    return told
 
 
 async def test_port_in_use_is_said_with_the_remedy() -> None:

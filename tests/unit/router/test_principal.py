@@ -3,12 +3,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from support.quota_server import KEY, METADATA, FakeQuota, digest
 
 from penstock.core.errors import Unauthenticated, Unavailable
 from penstock.quota.v1.quota_pb2 import Principal
 from penstock.router import principal as principals
 from penstock.router.principal import BELIEVED_SECONDS, Principals
+from support.quota_server import KEY, METADATA, FakeQuota, digest
+from support.waiting import until
 
 
 class Clock:
@@ -53,12 +54,6 @@ class House:
         self.principals._heard_at = float("-inf")
         self.quota.beat()
         await until(lambda: self.principals._heard_at == self.clock.now)
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.002)
 
 
 @pytest.fixture

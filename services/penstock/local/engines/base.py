@@ -93,9 +93,7 @@ class Engine(Protocol):
             ModelUnusable: the weights are missing, broken or of a format that it cannot run.
         """
 
-    def generate(
-        self, chat: chat_pb2.ChatInput, *, request_id: str
-    ) -> AsyncGenerator[Delta, None]:
+    def generate(self, chat: chat_pb2.ChatInput, *, request_id: str) -> AsyncGenerator[Delta, None]:
         """Deltas, and last exactly one with `usage`.
 
         `chat.max_tokens` is set. Closing the generator (or cancelling who iterates it) stops the

@@ -5,10 +5,10 @@ by a callback, and the callback's True ends the generation: that is how a hang-u
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import logging
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from penstock.core.errors import InvalidRequest, PenstockError

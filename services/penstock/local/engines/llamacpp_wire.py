@@ -1,7 +1,7 @@
 """llama.cpp's server speaks OpenAI's JSON: `ChatInput` to its body, its chunks to deltas. Pure."""
 
-from collections.abc import Mapping
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from penstock.core.errors import FieldViolation, InvalidRequest

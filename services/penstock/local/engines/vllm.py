@@ -16,7 +16,7 @@ from typing import Any
 
 from penstock.core.errors import CapacityExhausted, InvalidRequest, PenstockError, UpstreamFailed
 from penstock.local import quantize
-from penstock.local.engines import vllm_cpu
+from penstock.local.engines import vllm_cpu, vllm_guard
 from penstock.local.engines.base import (
     Capabilities,
     Delta,
@@ -119,6 +119,7 @@ class VllmEngine:
         settings = self._settings
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        os.environ[vllm_guard.PARENT_VARIABLE] = str(os.getpid())
         arguments: dict[str, Any] = {
             "model": str(folder),
             "served_model_name": settings.model,
@@ -126,6 +127,7 @@ class VllmEngine:
             "max_num_seqs": settings.slots,
             "structured_outputs_config": GRAMMAR,
             "disable_log_stats": True,
+            "worker_extension_cls": f"{vllm_guard.__name__}.{vllm_guard.Guard.__name__}",
         }
         if settings.gpus:
             arguments["tensor_parallel_size"] = max(1, int(settings.gpus))

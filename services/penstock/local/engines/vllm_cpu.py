@@ -36,7 +36,8 @@ def arguments(settings: EngineSettings) -> dict[str, Any]:
 def environment(settings: EngineSettings, folder: Path, env: Mapping[str, str]) -> dict[str, str]:
     """Variables to set before vLLM is imported; what the operator has set stays."""
     # Without it parts of the sampler are compiled at first use: 19 s for the first logprobs.
-    found = {"TORCH_COMPILE_DISABLE": "1"} | _threads(settings.threads, sorted(os.sched_getaffinity(0)))
+    found = {"TORCH_COMPILE_DISABLE": "1"}
+    found |= _threads(settings.threads, sorted(os.sched_getaffinity(0)))
     cache_gib = cache_gib_of(folder, context_tokens=settings.context_tokens, slots=settings.slots)
     if cache_gib is not None:
         found["VLLM_CPU_KVCACHE_SPACE"] = str(cache_gib)

@@ -16,6 +16,9 @@ from penstock.type.v1 import chat_pb2
 SEED_MASK = 0x7FFF_FFFF_FFFF_FFFF
 """vLLM takes -1 for "no seed", and torch no other negative ones."""
 
+GREEDY_BELOW = 1e-5
+"""Temperature that vLLM takes for 0."""
+
 TOP_P_MIN = 1e-6
 """vLLM refuses 0, which OpenAI takes: the most likely token alone."""
 
@@ -41,6 +44,9 @@ def sampling_params(chat: chat_pb2.ChatInput) -> Any:
     for name in ("temperature", "presence_penalty", "frequency_penalty"):
         if chat.HasField(name):
             fields[name] = getattr(chat, name)
+    if choice_count(chat) > 1 and chat.HasField("temperature") and chat.temperature < GREEDY_BELOW:
+        # vLLM refuses several greedy choices; to sample from the likeliest token alone is the same.
+        fields |= {"temperature": 1.0, "top_k": 1}
     if chat.HasField("top_p"):
         fields["top_p"] = max(chat.top_p, TOP_P_MIN) if chat.top_p >= 0 else chat.top_p
     if chat.HasField("seed"):

@@ -22,6 +22,8 @@ class Call:
     traceparent: str = ""
     wait_seconds_max: float = 0.0
     """How long to wait for a free place in the pool before CapacityExhausted; 0: do not wait."""
+    user: str = ""
+    """The client's own name for its end user, handed on to a paid provider; empty: none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ when we hang up. Nothing is retried here: the flow decides, since each attempt i
 """
 
 import asyncio
+import ipaddress
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -81,8 +82,13 @@ class OpenAIBackend:
         return ProviderView(
             label=self.access.label,
             enabled=self._client is not None,
-            retry_after_seconds=self._breaker.retry_after_seconds,
+            retry_after_seconds=self._retry_after_seconds(),
         )
+
+    def _retry_after_seconds(self) -> float | None:
+        if self._in_flight >= self.spec.in_flight_max:
+            return RETRY_AFTER_SECONDS_BUSY
+        return self._breaker.retry_after_seconds
 
     async def retire(self) -> None:
         """Takes no more calls from now; the connections close when the last stream has ended."""
@@ -193,6 +199,8 @@ class OpenAIBackend:
         progress: _Progress,
     ) -> AsyncGenerator[Chunk, None]:
         params = wire.params_of(call.input, call.model, model)
+        if call.user:
+            params["user"] = call.user
         create: Any = (
             client.completions.create
             if call.input.HasField("prompt")
@@ -233,8 +241,19 @@ def _client(spec: Provider, access: Access) -> openai.AsyncOpenAI:
         base_url=access.base_url,
         max_retries=0,
         timeout=timeout,
-        http_client=openai.DefaultAsyncHttpxClient(timeout=timeout, limits=limits),
+        http_client=openai.DefaultAsyncHttpxClient(
+            timeout=timeout, limits=limits, trust_env=not _is_loopback(access.base_url)
+        ),
     )
+
+
+def _is_loopback(base_url: str) -> bool:
+    """A stand-in on this machine is not to be looked for behind the site's proxy."""
+    host = httpx2.URL(base_url).host
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 @asynccontextmanager

@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# Makes a virtual environment from pinned, hashed requirements, and knows whether one is whole.
+#
+#   scripts/environment.sh VENV runtime LOCK [LOCK-without-dependencies…]
+#
+# A marker, named by the group ("runtime", "dev", "vllm") and holding the hash of its locks, is written
+# last: with the right marker there is nothing to do. While pip works, another file says so; found at the
+# start, the environment is half-made and is made anew.
+set -euo pipefail
+
+venv=$1 group=$2 lock=$3
+shift 3
+bare_locks=("$@") # installed with --no-deps
+root=$(cd "$(dirname "$0")/.." && pwd)
+cd "$root"
+
+marker=$venv/.penstock-$group
+making=$venv/.penstock-making
+log=$venv/install-$group.log
+
+fail() {
+    printf 'penstock: %s\n' "$1" >&2
+    [ -z "${2:-}" ] || printf '  → %s\n' "$2" >&2
+    exit 1
+}
+
+find_python() {
+    local name
+    for name in ${PYTHON:-python3 python3.11 python3.12 python3.13}; do
+        if command -v "$name" >/dev/null && "$name" -c \
+            'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+            printf '%s\n' "$name"
+            return
+        fi
+    done
+    fail "Python 3.11, 3.12 or 3.13 is needed; ${PYTHON:-python3} is not one of them or is missing" \
+        "Install one (e.g. the package python3.11 with python3.11-venv), or say which: make PYTHON=/path/to/python3.11 …"
+}
+
+make_venv() {
+    local python
+    python=$(find_python)
+    "$python" -c 'import venv, ensurepip' 2>/dev/null ||
+        fail "$python has no venv module" "Install it (Debian, Ubuntu: the package python3-venv)."
+    echo "Making $venv with $("$python" --version)"
+    rm -rf "$venv"
+    "$python" -m venv "$venv" || fail "the virtual environment $venv cannot be made" \
+        "Is the disk full, or the folder read-only?"
+}
+
+# pip's output as a counter; all of it goes to the log.
+progress() {
+    local total=$1
+    awk -v total="$total" -v log_file="$log" -v tty="$([ -t 1 ] && echo 1 || echo 0)" '
+        { print >> log_file; fflush(log_file) }
+        /^(Collecting|Requirement already satisfied:)/ {
+            n++; name = ($1 == "Collecting") ? $2 : $4
+            sub(/[=<>;(].*/, "", name)
+            if (tty) printf "\r\033[K  %3d of about %d  %s", n, total, name
+            else if (n % 25 == 0) printf "  %3d of about %d\n", n, total
+            fflush()
+        }
+        /^Installing collected packages/ {
+            if (tty) printf "\r\033[K"
+            print "  unpacking …"; fflush()
+        }
+        END { if (tty) printf "\r\033[K" }'
+}
+
+pip_install() { # LOCK [pip's options…]
+    local lock_file=$1
+    shift
+    echo "Installing $lock_file"
+    "$venv/bin/python" -m pip install --disable-pip-version-check --no-input --progress-bar off \
+        --require-hashes --only-binary :all: "$@" -r "$lock_file" 2>&1 |
+        progress "$(grep -c '^[A-Za-z0-9].*==' "$lock_file")" ||
+        fail "pip could not install $lock_file: $(grep -m1 -E '^ERROR' "$log" || tail -n1 "$log")" \
+            "All of its words: $log. Is the package index reachable, the disk full? Then again: the same command."
+}
+
+digest=$(cat "$lock" "${bare_locks[@]:-/dev/null}" pyproject.toml | sha256sum | cut -d' ' -f1)
+works() { "$venv/bin/python" -c 'import pip' 2>/dev/null; }
+if [ ! -e "$making" ] && [ "$(cat "$marker" 2>/dev/null)" = "$digest" ] && works; then
+    exit 0
+fi
+
+export PIP_ROOT_USER_ACTION=ignore
+if [ -e "$making" ]; then
+    echo "The environment $venv is half-made (an install was interrupted): it is made anew."
+    make_venv
+elif ! works; then
+    make_venv
+fi
+: >"$making"
+: >"$log"
+if [ "$group" = vllm ]; then
+    pip_install "$lock" --no-deps # its lock is complete, and leaves out what vLLM's builds do not fit
+else
+    pip_install "$lock"
+fi
+for bare in "${bare_locks[@]}"; do
+    pip_install "$bare" --no-deps
+done
+"$venv/bin/python" -m pip install --disable-pip-version-check --no-input --quiet --no-deps \
+    --no-build-isolation --no-index --editable . >>"$log" 2>&1 ||
+    fail "the package itself could not be installed: $(tail -n1 "$log")" "All of pip's words: $log"
+printf '%s\n' "$digest" >"$marker.new"
+mv "$marker.new" "$marker"
+rm -f "$making"
+echo "$venv is ready ($group)."

@@ -1,0 +1,111 @@
+"""A conversation in the terminal: each answer as it is made, then what answered, why, at what cost."""
+
+import asyncio
+from dataclasses import dataclass
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from penstock.client import Client, PenstockError, Reply, assistant, system, user
+from penstock.core.money import format_usd
+from penstock.router.v1.router_pb2 import CacheVerdict
+from penstock.type.v1.chat_pb2 import Message
+
+ANSWER_SECONDS = 300.0
+
+HISTORY_MESSAGES_MAX = 40
+"""Older ones are left out: a small model's context is soon full."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    model: str
+    system: str
+    max_tokens: int
+    temperature: float | None
+    local_only: bool
+    no_cache: bool
+
+
+class Chat:
+    def __init__(self, client: Client, settings: Settings, console: Console) -> None:
+        self._client = client
+        self._settings = settings
+        self._console = console
+        self._history: list[Message] = []
+        self._spent_nano_usd = 0
+        self._saved_nano_usd = 0
+
+    async def converse(self) -> None:
+        """Until Ctrl-D. Ctrl-C stops an answer, and the model with it."""
+        self._console.print("Ctrl-D ends, Ctrl-C stops an answer.", style="dim")
+        while True:
+            try:
+                prompt = await asyncio.to_thread(self._console.input, "[bold cyan]you ›[/] ")
+            except EOFError:
+                self._console.print()
+                self._sum_up()
+                return
+            if prompt.strip():
+                try:
+                    await self.answer(prompt)
+                except PenstockError as error:
+                    self._console.print(f"[red]{error.reason}[/]: {escape(error.message)}")
+                    self._history.pop()
+
+    def _sum_up(self) -> None:
+        spent, saved = format_usd(self._spent_nano_usd), format_usd(self._saved_nano_usd)
+        self._console.print(f"spent {spent} USD, saved {saved} USD", style="dim")
+
+    async def answer(self, prompt: str, *, quiet: bool = False) -> Reply:
+        """Asks, prints pieces as they come unless quiet, keeps both in the history.
+
+        Raises:
+            PenstockError: as the router says.
+        """
+        self._history.append(user(prompt))
+        async with self._client.stream(
+            self._settings.model, self._messages(), **self._options()
+        ) as stream:
+            async for piece in stream:
+                if not quiet:
+                    sys.stdout.write(piece.text)
+                    sys.stdout.flush()
+            reply = stream.reply
+        self._history.append(assistant(reply.text))
+        self._spent_nano_usd += reply.cost_nano_usd
+        self._saved_nano_usd += reply.saved_nano_usd
+        if not quiet:
+            sys.stdout.write("\n")
+            self._console.print(_receipt(reply), style="dim")
+        return reply
+
+    def _messages(self) -> list[Message]:
+        told = [system(self._settings.system)] if self._settings.system else []
+        return told + self._history[-HISTORY_MESSAGES_MAX:]
+
+    def _options(self) -> dict[str, Any]:
+        settings = self._settings
+        options: dict[str, Any] = {
+            "max_tokens": settings.max_tokens,
+            "local_only": settings.local_only,
+            "no_cache": settings.no_cache,
+            "timeout_seconds": ANSWER_SECONDS,
+        }
+        if settings.temperature is not None:
+            options["temperature"] = settings.temperature
+        return options
+
+
+def _receipt(reply: Reply) -> str:
+    told = reply.receipt
+    verdict = CacheVerdict.Name(told.cache).removeprefix("CACHE_VERDICT_").lower()
+    estimated = ", estimated" if reply.usage.estimated else ""
+    return escape(
+        f"[{told.provider}/{told.model} · {told.reason} · cache {verdict} · "
+        f"{reply.usage.prompt_tokens}+{reply.usage.completion_tokens} tokens{estimated} · "
+        f"{format_usd(told.cost_nano_usd)} USD, saved {format_usd(told.saved_nano_usd)} · "
+        f"{told.request_id}]"
+    )

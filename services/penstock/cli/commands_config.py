@@ -1,0 +1,80 @@
+"""`penstock config`: the one file that an operator writes."""
+
+from pathlib import Path
+import sys
+from typing import Annotated
+
+import typer
+
+from penstock.cli.app import Json, app, clear_faults, out, print_json
+from penstock.cli.errors import CliError
+from penstock.cli.options import DEFAULT_CONFIG
+from penstock.core.config import ConfigError, load
+
+config = typer.Typer(help="penstock.yaml: check it, show it, start from the example.")
+app.add_typer(config, name="config")
+
+def _default(path: Path | None) -> Path:
+    if path is not None:
+        return path
+    here = Path("penstock.yaml")
+    return here if here.is_file() else DEFAULT_CONFIG
+
+
+@config.command()
+@clear_faults
+def check(
+    path: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Default: penstock.yaml.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """All faults at once, each with its line."""
+    found = _default(path)
+    try:
+        catalogue = load(found)
+    except ConfigError as error:
+        if as_json:
+            print_json({"ok": False, "faults": error.faults})
+            raise typer.Exit(1) from None
+        raise CliError(str(error)) from None
+    summary = {
+        "models": len(catalogue.models),
+        "providers": len(catalogue.providers),
+        "paid_models": sum(len(p.models) for p in catalogue.providers.values()),
+        "aliases": len(catalogue.aliases),
+    }
+    if as_json:
+        print_json({"ok": True, "faults": [], **summary})
+    else:
+        counts = ", ".join(f"{count} {what.replace('_', ' ')}" for what, count in summary.items())
+        out.print(f"{found}: good ({counts})")
+
+
+@config.command()
+@clear_faults
+def example() -> None:
+    """The commented example, which is the default: `penstock config example > penstock.yaml`."""
+    sys.stdout.write(DEFAULT_CONFIG.read_text(encoding="utf-8"))
+
+
+@config.command()
+@clear_faults
+def show(
+    path: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Default: penstock.yaml.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The file as it is understood, defaults filled in; prices in nano-USD a million tokens."""
+    try:
+        catalogue = load(_default(path))
+    except ConfigError as error:
+        raise CliError(str(error)) from None
+    value = catalogue.model_dump(mode="json")
+    if as_json:
+        print_json(value)
+        return
+    from ruamel.yaml import YAML
+
+    YAML().dump(value, sys.stdout)

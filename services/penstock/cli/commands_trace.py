@@ -1,0 +1,60 @@
+"""`penstock trace`: a request's way through the parts, as a waterfall."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from penstock.cli import admin
+from penstock.cli.app import Json, app, clear_faults, out, print_json, state_of
+from penstock.cli.errors import CliError
+from penstock.traces import StoreError, latest, load, render
+
+WAIT_SECONDS = 3.0
+"""Spans come in up to a second after the answer."""
+
+LIST_MAX = 20
+
+
+@app.command()
+@clear_faults
+def trace(
+    context: typer.Context,
+    wanted: Annotated[
+        str | None,
+        typer.Argument(metavar="[ID]", help="Trace id or request id (req_…); none: list the last."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show one request: who did what, when, for how long, and what it cost."""
+    state = state_of(context)
+    folder = Path(admin.settings(state).get(admin.TRACES) or state.traces)
+    try:
+        if wanted is None:
+            _list(folder, as_json=as_json)
+            return
+        found = load(folder, wanted, wait_seconds=WAIT_SECONDS)
+    except StoreError as error:
+        raise CliError(str(error)) from None
+    if found is None:
+        raise CliError(
+            f"no trace or request {wanted!r} is kept",
+            remedy="`penstock trace` lists the last ones; older ones are let go.",
+        )
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        # Waterfalls are laid out for the terminal's width.
+        out.print(render(found), soft_wrap=False)
+
+
+def _list(folder: Path, *, as_json: bool) -> None:
+    entries = latest(folder, LIST_MAX)
+    if as_json:
+        print_json([asdict(entry) for entry in entries])
+        return
+    for entry in entries:
+        out.print(f"{entry.request_id}  {entry.trace_id}")
+    if not entries:
+        out.print("No request yet.")
