@@ -79,7 +79,7 @@ test-unit: env-dev ## Unit and property tests, and the tidiness of the tree
 
 .PHONY: test-vllm
 test-vllm: env-vllm ## The vLLM engine, on this CPU
-	@$(VLLM_VENV)/bin/python -m pytest tests -m vllm $(ARGS)
+	@$(VLLM_VENV)/bin/python -m pytest tests/vllm tests/contract/engine -m vllm $(ARGS)
 
 .PHONY: check
 check: env-dev lint types protos-check tidy ## Format, lint, types, protos, tidiness, unit tests (under 5 minutes)

@@ -1,14 +1,15 @@
-"""The whole of Penstock on this machine, as `make up PAID=stand-in` starts it, for all tests of this folder."""
+"""The whole of Penstock on this machine, as `make up PAID=stand-in` starts it."""
 
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 import json
 import os
-from pathlib import Path
 import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,6 +24,9 @@ from penstock.router.v1.router_pb2_grpc import RouterServiceStub
 from penstock.type.v1.chat_pb2 import ROLE_USER, ChatInput, ContentPart, Message
 
 PENSTOCK = Path(sys.executable).parent / "penstock"
+MARK = "STACK_UNDER_TEST"
+"""In the environment of every process of the stack."""
+PAID_SIDE = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
 START_SECONDS = 300
 STOP_SECONDS = 90
 
@@ -31,6 +35,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Key:
+    id: str
+    secret: str
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class Stack:
 
     def command(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [PENSTOCK, *arguments, "--state", str(self.state)],
+            [PENSTOCK, "--state", str(self.state), *arguments],
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -57,24 +67,29 @@ class Stack:
         assert done.returncode == 0, done.stderr or done.stdout
         return json.loads(done.stdout)
 
-    def new_key(self, name: str, *, budget_usd: str) -> str:
-        """A key with a total budget of its own; its secret."""
+    def new_key(self, name: str, *, budget_usd: str) -> Key:
+        """A key with a total budget of its own."""
         made = self.json("keys", "create", name)
-        key_id = made["key"]["id"]
-        self.json("budget", "set", key_id, budget_usd, "--window", "total", "--name", f"{name}-total")
-        return str(made["secret"])
+        key = Key(made["key"]["id"], made["secret"])
+        limit = ("--account", key.id, "--window", "total", "--name", f"{name}-total")
+        self.json("budget", "set", budget_usd, *limit)
+        return key
+
+    def usage(self, key_id: str) -> list[dict[str, Any]]:
+        """The key's rows of `penstock usage`, one a model."""
+        return [row for row in self.json("usage")["rows"] if row["key_id"] == key_id]
+
+    def pid(self, service: str) -> int:
+        parts = self.json("status")["parts"]
+        return next(int(p["pid"]) for p in parts if p["name"] == service)
 
     def processes(self) -> list[psutil.Process]:
-        """Whatever runs for this state folder."""
-        mark = str(self.state)
+        """Whatever was started for this state folder, and by it."""
         found = []
         for process in psutil.process_iter():
-            try:
-                text = " ".join(process.cmdline()) + " ".join(process.environ().values())
-            except (psutil.Error, OSError):
-                continue
-            if mark in text and process.pid != os.getpid():
-                found.append(process)
+            with suppress(psutil.Error):
+                if process.environ().get(MARK) == str(self.state):
+                    found.append(process)
         return found
 
 
@@ -83,13 +98,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     state = tmp_path_factory.mktemp("stack") / "state"
     ports = ("--grpc-port", str(free_port()), "--http-port", str(free_port()))
     started = subprocess.run(
-        [PENSTOCK, "up", "--paid", "stand-in", "--detach", "--state", str(state), *ports],
+        [PENSTOCK, "--state", str(state), "up", "--paid", "stand-in", "--detach", *ports],
         capture_output=True,
         text=True,
         timeout=START_SECONDS,
         check=False,
         # The user's own key must neither be used nor be needed by a test.
-        env={k: v for k, v in os.environ.items() if k not in {"OPENAI_API_KEY", "OPENAI_BASE_URL"}},
+        env={k: v for k, v in os.environ.items() if k not in PAID_SIDE} | {MARK: str(state)},
     )
     assert started.returncode == 0, started.stdout + started.stderr
     found = Stack(state)

@@ -1,11 +1,13 @@
-"""Random histories against an independent auditor: duplicates, reordering, clock jumps, new limits."""
+"""Random histories against an independent auditor: duplicates, reordering, clock jumps."""
 
 import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
-from hypothesis import HealthCheck, settings, strategies as st
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+
 from penstock.quota.ledger import Answer, Operation, Reserve
 from penstock.quota.store.account_store import AccountStore
 from penstock.quota.store.database import Database
@@ -173,6 +175,8 @@ def test_the_ledger_agrees_with_an_independent_auditor(ledger_dsn: str) -> None:
             deadline=None,
             database=None,
             print_blob=True,
+            # Shrinking takes longer than a test may; a history of 25 steps can be read as it is.
+            phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         ),
     )

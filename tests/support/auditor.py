@@ -1,6 +1,6 @@
 """An independent ledger in plain Python, written from LEDGER's invariants and not from our SQL.
 
-It resolves expired holds at once, where the real one is lazy: whoever asks must not see a difference.
+It resolves expired holds at once, where the real one is lazy: whoever asks must see no difference.
 """
 
 from collections.abc import Iterator

@@ -28,15 +28,18 @@ from penstock.type.v1.chat_pb2 import (
     Message,
     Usage,
 )
+from support.wait import until
 
 TOKEN = "test-service-token"
 
 
 @contextlib.asynccontextmanager
-async def running_cache(dsn: str, **settings: object) -> AsyncIterator[Cache]:
+async def running_cache(
+    dsn: str, telemetry: Telemetry | None = None, **settings: object
+) -> AsyncIterator[Cache]:
     """A cache in this process on a free port, ready."""
     config = Config(dsn=dsn, service_token=TOKEN, listen="127.0.0.1:0", **settings)
-    cache = await wire(config, Telemetry("cache"))
+    cache = await wire(config, telemetry or Telemetry("cache"))
     stop = asyncio.Event()
     serving = asyncio.create_task(cache.serve(stop))
     try:
@@ -53,8 +56,7 @@ async def running_cache(dsn: str, **settings: object) -> AsyncIterator[Cache]:
 
 async def ready(cache: Cache) -> None:
     """Until the health service says SERVING."""
-    while cache.server.port == 0:
-        await asyncio.sleep(0.01)
+    await until(lambda: cache.server.port != 0)
     await ready_at(cache.server.address)
 
 
@@ -112,7 +114,7 @@ async def cache_process(dsn: str, port: int) -> AsyncIterator[CacheProcess]:
 async def router_side(
     address: str, settings: CacheSettings | None = None, *, patience_seconds: float = 5.0
 ) -> AsyncIterator[CacheAnswers]:
-    """What a router has of the cache: its own channel, its own stream; patient on a busy machine."""
+    """A router's own channel and stream to the cache; patient on a busy machine."""
     channel = connect(address)
     answers = CacheAnswers(
         open_stream(channel, TOKEN),

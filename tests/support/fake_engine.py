@@ -16,6 +16,7 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.running = 0
+        self.began = asyncio.Event()
         self.closed_early = 0
         self.error: PenstockError | None = None
         self.ill: PenstockError | None = None
@@ -35,6 +36,7 @@ class FakeEngine:
         tokens: asyncio.Queue[None] = asyncio.Queue()
         self._tokens.append(tokens)
         self.running += 1
+        self.began.set()
         ended = False
         try:
             for made in range(1, chat.max_tokens + 1):

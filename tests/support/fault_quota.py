@@ -1,4 +1,4 @@
-"""A quota service with faults: real gRPC, a small idempotent ledger in memory, and a script of faults.
+"""A quota service with faults: real gRPC, a small idempotent ledger in memory, a script of faults.
 
 It is a fake for the client's side of the bargain alone; the real service has tests of its own.
 """
@@ -47,7 +47,7 @@ class FaultyQuota(quota_pb2_grpc.QuotaServiceServicer):
     batches: list[int] = field(default_factory=list)
     streams: int = 0
 
-    async def Batch(self, request_iterator, context):
+    async def Batch(self, request_iterator, context):  # noqa: N802
         self.streams += 1
         results: asyncio.Queue[OperationResult | None] = asyncio.Queue()
 

@@ -33,7 +33,7 @@ from support.ports import (
     text_answer,
 )
 from support.quota_server import KEY, METADATA, FakeQuota
-from support.waiting import until
+from support.wait import until
 
 
 class FrontHouse:

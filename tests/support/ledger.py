@@ -1,13 +1,15 @@
-"""A real ledger for tests: its own database, accounts made in one line, a clock that stands still."""
+"""A real ledger for tests: its own database, accounts in one line, a clock that stands still."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import itertools
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-import itertools
 from typing import Any
 
 import asyncpg
+import pytest
+
 from penstock.core import postgres
 from penstock.core.ids import uuid7, uuid7_unix_ms
 from penstock.core.postgres_server import PrivateServer
@@ -17,7 +19,6 @@ from penstock.quota.ledger import Answer, Operation, Reserve, Settle, Void
 from penstock.quota.store.account_store import AccountStore
 from penstock.quota.store.database import MIGRATIONS, Database
 from penstock.quota.store.ledger_store import LedgerStore, Outcome, Timed
-import pytest
 from support.postgres import fresh_database
 
 __all__ = ["Ledger", "ledger", "ledger_dsn", "migrated_database"]
@@ -75,7 +76,12 @@ class Ledger:
         return key_id
 
     async def budget(
-        self, kind: str, account_id: int, limit: int | None, window: str = "total", zone: str = "UTC"
+        self,
+        kind: str,
+        account_id: int,
+        limit: int | None,
+        window: str = "total",
+        zone: str = "UTC",
     ) -> None:
         await self.accounts.set_budget(
             (kind, account_id),  # type: ignore[arg-type]
@@ -153,7 +159,7 @@ def told(outcome: Outcome) -> str:
 
 
 @pytest.fixture(scope="session")
-def ledger_dsn(postgres_server: PrivateServer) -> Iterator[str]:
+def ledger_dsn(postgres_server: PrivateServer) -> str:
     """One database a session, on a clock that stands still; each test makes its own accounts."""
 
     async def make() -> str:
@@ -170,7 +176,7 @@ def ledger_dsn(postgres_server: PrivateServer) -> Iterator[str]:
         await connection.close()
         return dsn
 
-    yield asyncio.run(make())
+    return asyncio.run(make())
 
 
 @pytest.fixture

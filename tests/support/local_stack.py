@@ -62,8 +62,10 @@ class LocalStack:
 
 
 @contextmanager
-def local_stack(folder: Path) -> Iterator[LocalStack]:
-    (folder / "penstock.yaml").write_text(CATALOGUE.format(replicas=1))
+def local_stack(
+    folder: Path, *, catalogue: str = CATALOGUE, start_seconds: float = START_SECONDS
+) -> Iterator[LocalStack]:
+    (folder / "penstock.yaml").write_text(catalogue.format(replicas=1))
     ready_file = folder / "ready"
     environment = {
         **os.environ,
@@ -79,13 +81,13 @@ def local_stack(folder: Path) -> Iterator[LocalStack]:
     local = start("penstock.local", folder, environment)
     capacity = start("penstock.capacity", folder, environment)
     try:
-        _wait_for(ready_file, local, folder)
+        _wait_for(ready_file, local, folder, start_seconds)
         yield LocalStack(folder, environment, local, capacity)
     finally:
         for process in (capacity, local):
             process.send_signal(signal.SIGTERM)
-        for process in (capacity, local):
-            assert process.wait(STOP_SECONDS) == 0
+        statuses = [end(process) for process in (capacity, local)]
+    assert statuses == [0, 0]
 
 
 def start(module: str, folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -93,8 +95,19 @@ def start(module: str, folder: Path, environment: dict[str, str]) -> subprocess.
         return subprocess.Popen([sys.executable, "-m", module], env=environment, stderr=log)
 
 
-def _wait_for(ready_file: Path, local: subprocess.Popen[bytes], folder: Path) -> None:
-    give_up = time.monotonic() + START_SECONDS
+def end(process: subprocess.Popen[bytes]) -> int:
+    """Its exit status; killed where it does not end."""
+    try:
+        return process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait(STOP_SECONDS)
+
+
+def _wait_for(
+    ready_file: Path, local: subprocess.Popen[bytes], folder: Path, seconds: float
+) -> None:
+    give_up = time.monotonic() + seconds
     while not ready_file.exists():
         if local.poll() is not None or time.monotonic() > give_up:
             raise RuntimeError((folder / "penstock.local.log").read_text())

@@ -1,16 +1,20 @@
 """Quota as operators run it: `python -m penstock.quota` in a process of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-import os
 from pathlib import Path
-import sys
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from penstock.core.channel import bearer, connect
+from penstock.core.ids import uuid7
+from penstock.core.status import from_rpc_error
 from penstock.quota.v1 import admin_pb2, admin_pb2_grpc, quota_pb2, quota_pb2_grpc
 from support.postgres import free_port
 
@@ -54,7 +58,9 @@ class QuotaProcess:
                 call.cancel()
                 return
 
-    async def new_key(self, limit: int | None, *, name: str = "acme") -> admin_pb2.CreateKeyResponse:
+    async def new_key(
+        self, limit: int | None, *, name: str = "acme"
+    ) -> admin_pb2.CreateKeyResponse:
         """A key of a new organisation, with one total budget of its own."""
         org = await self.admin.CreateAccount(
             admin_pb2.CreateAccountRequest(kind=admin_pb2.Account.KIND_ORG, name=name),
@@ -143,3 +149,20 @@ async def quota_process(
         if process.returncode is None:
             process.terminate()
             await asyncio.wait_for(process.wait(), 30)
+
+
+def new_name() -> str:
+    """Of an organisation that no other test has."""
+    return f"org-{uuid7()[-12:]}"
+
+
+def one_nano(key_id: str, **changes: object) -> quota_pb2.ReserveRequest:
+    """A new reserve of a nano-USD."""
+    return reserve_request(uuid7(), key_id, 1, **changes)
+
+
+async def reason_of(call: Awaitable[object]) -> str:
+    """Code and reason of a call that must fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    return f"{raised.value.code().name} {from_rpc_error(raised.value).reason}"

@@ -17,6 +17,7 @@ from penstock.cache.v1.cache_pb2 import (
     OperationError,
     OperationResult,
 )
+from penstock.core import semconv
 from penstock.core.channel import MESSAGE_BYTES_MAX
 from penstock.core.errors import CapacityExhausted, Internal, InvalidRequest, PenstockError
 from penstock.core.telemetry import Nothing, OperationSpan
@@ -124,10 +125,12 @@ class Session:
         result = OperationResult(operation_id=operation.operation_id)
         kind = operation.WhichOneof("operation")
         try:
-            with self._span(f"cache.{kind}", operation.traceparent):
+            with self._span(f"cache {kind}", operation.traceparent) as span:
                 match kind:
                     case "lookup":
                         result.lookup.CopyFrom(await self._look_up(operation))
+                        if span.recording:
+                            span.set({semconv.CACHE: _verdict_name(result.lookup)})
                     case "store":
                         result.store.CopyFrom(await self._operations.store(operation.store))
                     case "abandon":
@@ -173,6 +176,12 @@ class Session:
     def _put(self, result: OperationResult) -> None:
         self._results.append(result)
         self._wake.set()
+
+
+def _verdict_name(response: LookupResponse) -> str:
+    """In lower case, as in receipts: "hit"."""
+    name: str = LookupResponse.Verdict.Name(response.verdict)
+    return name.removeprefix("VERDICT_").lower()
 
 
 def _told(error: Exception) -> OperationError:

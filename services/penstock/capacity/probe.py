@@ -8,7 +8,7 @@ from penstock.core.channel import bearer, connect
 from penstock.local.v1 import local_pb2, local_pb2_grpc
 
 PROBE_SECONDS = 1.0
-"""Stats takes a few milliseconds; a replica on a busy machine may miss one probe (see `watcher`)."""
+"""Stats takes a few milliseconds; on a busy machine a probe may be missed (see `snapshot`)."""
 
 
 class Probe(Protocol):

@@ -83,7 +83,7 @@ def _replica(replica: RayReplica, health_by_address: Mapping[str, Health]) -> ca
     )
 
 
-def _state(replica: RayReplica, health: Health) -> "capacity_pb2.Replica.State":
+def _state(replica: RayReplica, health: Health) -> "capacity_pb2.Replica.State.ValueType":
     if replica.state != "RUNNING":
         return _STATES.get(replica.state, capacity_pb2.Replica.STATE_STARTING)
     if not replica.address:

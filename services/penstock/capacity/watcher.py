@@ -60,15 +60,15 @@ class Watcher:
         """The latest, then each new one; a slow reader skips, it never lags."""
         sequence = 0
         while True:
-            async with self._published:
-                await self._published.wait_for(lambda: self._is_newer_than(sequence))
-                latest = self._latest
-            assert latest is not None
+            latest = await self._newer_than(sequence)
             sequence = latest.sequence
             yield latest
 
-    def _is_newer_than(self, sequence: int) -> bool:
-        return self._latest is not None and self._latest.sequence > sequence
+    async def _newer_than(self, sequence: int) -> capacity_pb2.Snapshot:
+        async with self._published:
+            while self._latest is None or self._latest.sequence <= sequence:
+                await self._published.wait()
+            return self._latest
 
     async def _look_for_ever(self) -> None:
         while True:

@@ -47,7 +47,7 @@ async def run(config: CapacityConfig, stop: asyncio.Event) -> None:
         config.service_token,
     )
     await server.start()
-    background = asyncio.gather(watcher.run(), catalogue.watch(), _report_ready(watcher, health))
+    background = asyncio.create_task(_work(watcher, catalogue, health))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({background, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -62,6 +62,13 @@ async def run(config: CapacityConfig, stop: asyncio.Event) -> None:
         await server.stop(DRAIN_SECONDS)
         await probe.close()
         await ray.close()
+
+
+async def _work(watcher: Watcher, catalogue: LiveCatalogue, health: Health) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(watcher.run())
+        tasks.create_task(catalogue.watch())
+        tasks.create_task(_report_ready(watcher, health))
 
 
 async def _report_ready(watcher: Watcher, health: Health) -> None:

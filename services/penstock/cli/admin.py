@@ -1,9 +1,9 @@
 """Calls of quota's AdminService: where it is, the operator's token, errors as they are told."""
 
+import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-import os
 
 import grpc
 
@@ -20,7 +20,7 @@ ADDRESS = "PENSTOCK_QUOTA_ADMIN_ADDRESS"
 TOKEN = "PENSTOCK_ADMIN_TOKEN"  # noqa: S105 - a variable's name
 TRACES = "PENSTOCK_TRACES_STORE"
 KEY_ID = "PENSTOCK_KEY_ID"
-KEY_NAME = "PENSTOCK_KEY_NAME"
+QUOTA_DSN = "PENSTOCK_QUOTA_DSN"
 
 
 @dataclass(frozen=True, slots=True)

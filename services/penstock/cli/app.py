@@ -1,18 +1,20 @@
 """The command line's frame: options that all commands share, and faults as clear lines."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 import functools
 import json
 import os
-from pathlib import Path
 import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 
-from rich.console import Console
-from rich.markup import escape
 import typer
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.table import Table
 
 from penstock.cli.errors import CliError
 from penstock.cli.state import FOLDER_DEFAULT, State
@@ -20,6 +22,8 @@ from penstock.core.errors import PenstockError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+WIDTH_MAX = 1_000
 
 INTERRUPTED = 130
 """A shell's own status for Ctrl-C."""
@@ -61,6 +65,17 @@ def _common(
     context.obj = Common(State.at(state))
 
 
+def print_table(table: Table) -> None:
+    """As wide as it needs to be, also beyond the terminal: an amount is never broken or cut."""
+    unbounded = out.options.update(max_width=WIDTH_MAX)
+    print_wide(table, Measurement.get(out, unbounded, table).maximum)
+
+
+def print_wide(what: RenderableType, width_min: int) -> None:
+    """At least so wide; a narrower terminal breaks the lines itself."""
+    Console(highlight=False, width=max(width_min, out.width)).print(what, crop=False)
+
+
 def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
@@ -73,7 +88,7 @@ def fail(error: CliError) -> NoReturn:
 
 
 def clear_faults(command: Callable[P, T]) -> Callable[P, T]:
-    """A command whose faults are told in a line, without a traceback, with a status that is not 0."""
+    """A command whose faults are told in a line, without a traceback; its status is then not 0."""
 
     @functools.wraps(command)
     def told(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,8 +1,9 @@
-"""A conversation in the terminal: each answer as it is made, then what answered, why, at what cost."""
+"""A conversation in the terminal: each answer as it is made, then its route and its cost."""
 
 import asyncio
-from dataclasses import dataclass
+import signal
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -43,17 +44,30 @@ class Chat:
         self._console.print("Ctrl-D ends, Ctrl-C stops an answer.", style="dim")
         while True:
             try:
-                prompt = await asyncio.to_thread(self._console.input, "[bold cyan]you ›[/] ")
-            except EOFError:
+                prompt = _read_line(self._console)
+            except (EOFError, KeyboardInterrupt):
                 self._console.print()
                 self._sum_up()
                 return
             if prompt.strip():
-                try:
-                    await self.answer(prompt)
-                except PenstockError as error:
-                    self._console.print(f"[red]{error.reason}[/]: {escape(error.message)}")
-                    self._history.pop()
+                await self._answer_or_tell(prompt)
+
+    async def _answer_or_tell(self, prompt: str) -> None:
+        """An answer that fails, or that Ctrl-C stops, does not end the conversation."""
+        kept = len(self._history)
+        answering = asyncio.create_task(self.answer(prompt))
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGINT, answering.cancel)
+        try:
+            await answering
+        except PenstockError as error:
+            self._console.print(f"[red]{error.reason}[/]: {escape(error.message)}")
+            del self._history[kept:]
+        except asyncio.CancelledError:
+            self._console.print("\n(stopped; what was made is charged)", style="dim")
+            del self._history[kept:]
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
 
     def _sum_up(self) -> None:
         spent, saved = format_usd(self._spent_nano_usd), format_usd(self._saved_nano_usd)
@@ -97,6 +111,15 @@ class Chat:
         if settings.temperature is not None:
             options["temperature"] = settings.temperature
         return options
+
+
+def _read_line(console: Console) -> str:
+    """Blocks the loop: nothing else happens while a person thinks, and Ctrl-C is heard at once."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return console.input("[bold cyan]you ›[/] ")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _receipt(reply: Reply) -> str:

@@ -1,14 +1,14 @@
 """One child process: its environment, its log, its end."""
 
 import asyncio
-from collections.abc import Mapping
 import contextlib
-from dataclasses import dataclass, field
 import json
 import os
-from pathlib import Path
 import signal
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from penstock.cli import launch
 from penstock.cli.processes import Record
@@ -76,9 +76,7 @@ class Child:
         """
         if service.ready_file is not None:
             service.ready_file.unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            if log.stat().st_size > LOG_BYTES_MAX:
-                log.replace(log.with_suffix(".log.1"))
+        _rotate(log)
         with log.open("ab") as output:
             start = output.tell()
             process = await asyncio.create_subprocess_exec(
@@ -129,6 +127,12 @@ class Child:
     def last_words(self, lines: int = TAIL_LINES) -> list[str]:
         """The end of what this child logged, one readable line each."""
         return tail(self._log, self._log_start, lines)
+
+
+def _rotate(log: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if log.stat().st_size > LOG_BYTES_MAX:
+            log.replace(log.with_suffix(".log.1"))
 
 
 def _record(name: str, pid: int) -> Record | None:

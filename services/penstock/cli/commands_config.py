@@ -1,7 +1,7 @@
 """`penstock config`: the one file that an operator writes."""
 
-from pathlib import Path
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +13,7 @@ from penstock.core.config import ConfigError, load
 
 config = typer.Typer(help="penstock.yaml: check it, show it, start from the example.")
 app.add_typer(config, name="config")
+
 
 def _default(path: Path | None) -> Path:
     if path is not None:

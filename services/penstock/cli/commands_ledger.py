@@ -1,21 +1,31 @@
 """`penstock keys`, `budget`, `usage`, `quota`: the operator's side of the ledger."""
 
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 import os
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 from zoneinfo import available_timezones
 
+import typer
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 from rich.table import Table
-import typer
 
 from penstock.cli import admin, names
 from penstock.cli.admin import Admin
-from penstock.cli.app import Json, app, awaited, clear_faults, out, print_json, state_of
+from penstock.cli.app import (
+    Json,
+    app,
+    awaited,
+    clear_faults,
+    out,
+    print_json,
+    print_table,
+    state_of,
+)
+from penstock.cli.child import readable
 from penstock.cli.errors import BAD_USAGE, CliError
 from penstock.cli.ledger_tables import budgets_table, keys_table, usage_table
 from penstock.cli.state import State
@@ -143,7 +153,7 @@ async def list_keys(context: typer.Context, as_json: Json = False) -> None:
     if as_json:
         print_json(as_dict(listed))
     else:
-        out.print(keys_table(listed.keys, known))
+        print_table(keys_table(listed.keys, known))
 
 
 @keys.command("revoke")
@@ -186,7 +196,9 @@ async def set_budget(
     if window not in WINDOWS:
         raise CliError(f"--window {window!r} is neither month nor total", code=BAD_USAGE)
     if time_zone not in available_timezones() | {"UTC"}:
-        raise CliError(f"--time-zone {time_zone!r} is not known; e.g. Europe/Berlin", code=BAD_USAGE)
+        raise CliError(
+            f"--time-zone {time_zone!r} is not known; e.g. Europe/Berlin", code=BAD_USAGE
+        )
     amount = _limit(limit)
     state = state_of(context)
 
@@ -208,7 +220,7 @@ async def set_budget(
     if as_json:
         print_json(as_dict(changed))
     else:
-        out.print(budgets_table([changed], known))
+        print_table(budgets_table([changed], known))
 
 
 def _limit(text: str) -> int | None:
@@ -241,7 +253,7 @@ async def list_budgets(context: typer.Context, as_json: Json = False) -> None:
     if as_json:
         print_json(as_dict(listed))
     else:
-        out.print(budgets_table(listed.budgets, known))
+        print_table(budgets_table(listed.budgets, known))
 
 
 @app.command()
@@ -270,7 +282,7 @@ async def usage(
         total = sum(row.posted_nano_usd for row in report.rows)
         print_json({**as_dict(report), "total_posted_nano_usd": total})
         return
-    out.print(usage_table(report.rows, known))
+    print_table(usage_table(report.rows, known))
 
 
 @quota.command()
@@ -278,11 +290,9 @@ async def usage(
 def migrate(context: typer.Context, as_json: Json = False) -> None:
     """Bring the ledger's schema forward (advisory-locked; never back)."""
     command = [sys.executable, "-m", "penstock.quota", "migrate"]
-    environment = {**os.environ, "PENSTOCK_QUOTA_DSN": _dsn(state_of(context))}
+    environment = {**os.environ, admin.QUOTA_DSN: _dsn(state_of(context))}
     result = subprocess.run(command, env=environment, capture_output=True, check=False)  # noqa: S603
     words = result.stderr.decode(errors="replace").strip().splitlines()
-    from penstock.cli.child import readable
-
     told = readable(words[-1]) if words else ""
     if result.returncode:
         raise CliError(told.removeprefix("error: ") or "the migration failed")
@@ -308,7 +318,7 @@ async def audit(context: typer.Context, as_json: Json = False) -> None:
         for check in report.checks:
             mark = "[red]✗[/]" if check.findings else "[green]✓[/]"
             table.add_row(mark, check.name, "\n".join(check.findings))
-        out.print(table)
+        print_table(table)
         out.print(
             f"{report.entries} entries, {report.reservations} reservations, "
             f"{report.buckets} balances; {report.posted_nano_usd} nano-USD posted"
@@ -318,10 +328,10 @@ async def audit(context: typer.Context, as_json: Json = False) -> None:
 
 
 def _dsn(state: State) -> str:
-    found = admin.settings(state).get("PENSTOCK_QUOTA_DSN")
+    found = admin.settings(state).get(admin.QUOTA_DSN)
     if not found:
         raise CliError(
             "the ledger's database is not known here",
-            remedy="Start Penstock with `make up`, or set PENSTOCK_QUOTA_DSN.",
+            remedy=f"Start Penstock with `make up`, or set {admin.QUOTA_DSN}.",
         )
     return found

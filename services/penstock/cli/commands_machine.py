@@ -1,9 +1,9 @@
 """`penstock up`, `penstock down`: one machine's Penstock."""
 
 import os
-from pathlib import Path
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,7 +39,9 @@ def up(
         int | None, typer.Option(help="Default 7080. Env: PENSTOCK_HTTP_PORT.")
     ] = None,
     detach: Annotated[bool, typer.Option(help="Return when it is up.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="With --detach: print the facts.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --detach: print the facts.")
+    ] = False,
 ) -> None:
     """Start everything on this machine and keep it running; Ctrl-C stops it."""
     state = state_of(context)
@@ -118,7 +120,9 @@ def _detached(state: State, wanted: options.UpOptions, *, as_json: bool) -> None
     if as_json:
         print_json(_facts_json(state))
         return
-    paid = preflight.paid_sentence(wanted, load(wanted.config))
+    catalogue = load(wanted.config)
+    paid_variables = preflight.key_variables(catalogue, os.environ)
+    paid = preflight.paid_sentence(wanted, catalogue, paid_variables)
     welcome.show(out, facts_of(state, paid=paid))
 
 

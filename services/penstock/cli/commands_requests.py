@@ -4,13 +4,22 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
+import typer
 from rich import box
 from rich.table import Table
 from rich.text import Text
-import typer
 
 from penstock.cli import admin
-from penstock.cli.app import Json, app, awaited, clear_faults, out, print_json, state_of
+from penstock.cli.app import (
+    Json,
+    app,
+    awaited,
+    clear_faults,
+    out,
+    print_json,
+    print_table,
+    state_of,
+)
 from penstock.cli.chat import Chat, Settings
 from penstock.cli.commands_ledger import as_dict
 from penstock.cli.errors import BAD_USAGE, CliError
@@ -61,14 +70,14 @@ async def models(context: typer.Context, key: Key = None, as_json: Json = False)
         table.add_row(
             model.id,
             router_pb2.Model.Kind.Name(model.kind).removeprefix("KIND_").lower(),
-            str(model.context_tokens),
-            str(model.max_output_tokens),
+            str(model.context_tokens or ""),
+            str(model.max_output_tokens or ""),
             _price(model, "input_nano_usd_per_mtok"),
             _price(model, "output_nano_usd_per_mtok"),
             str(model.ready_replicas) if model.HasField("ready_replicas") else "",
             ", ".join(model.targets),
         )
-    out.print(table)
+    print_table(table)
 
 
 def _price(model: router_pb2.Model, field: Any) -> str:
@@ -110,7 +119,7 @@ async def explain(
         )
     for rejected in plan.rejected:
         table.add_row("—", Text(f"{rejected.provider}/{rejected.model}", "dim"), rejected.reason)
-    out.print(table)
+    print_table(table)
     cached = "an exact answer lies in the cache: cost 0; " if plan.cached else ""
     out.print(
         f"{cached}prompt: at most {plan.prompt_tokens_max} tokens; "

@@ -7,12 +7,15 @@ from typing import Annotated
 import typer
 
 from penstock.cli import admin
-from penstock.cli.app import Json, app, clear_faults, out, print_json, state_of
+from penstock.cli.app import Json, app, clear_faults, out, print_json, print_wide, state_of
 from penstock.cli.errors import CliError
 from penstock.traces import StoreError, latest, load, render
 
 WAIT_SECONDS = 3.0
 """Spans come in up to a second after the answer."""
+
+WIDTH_MIN = 110
+"""Narrower, a waterfall's times would be cut."""
 
 LIST_MAX = 20
 
@@ -45,8 +48,7 @@ def trace(
     if as_json:
         print_json(found.to_dict())
     else:
-        # Waterfalls are laid out for the terminal's width.
-        out.print(render(found), soft_wrap=False)
+        print_wide(render(found), WIDTH_MIN)
 
 
 def _list(folder: Path, *, as_json: bool) -> None:

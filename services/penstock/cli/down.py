@@ -1,6 +1,7 @@
 """`penstock down`: ends the `up` of a state folder, and whatever a killed one left."""
 
 import contextlib
+import shutil
 import signal
 
 import psutil
@@ -27,6 +28,7 @@ def down(console: Console, state: State) -> bool:
     if ended:
         console.print(f"Ended what was left: {', '.join(ended)}")
     processes.forget(state)
+    shutil.rmtree(state.short_temp, ignore_errors=True)
     return supervisor is not None or bool(ended)
 
 

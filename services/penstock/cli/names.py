@@ -1,4 +1,4 @@
-"""Accounts and keys as people name them: by id, `key:NAME`, `team:NAME`, `org:NAME`, or a bare name."""
+"""Accounts and keys as people name them: an id, `key:NAME`, `team:NAME`, `org:NAME`, or a name."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,10 +4,10 @@ Two are public and fixed, so that clients find them; the rest are picked free on
 and remembered, and picked anew when somebody else took one meanwhile.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 import random
 import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import psutil
 

@@ -5,9 +5,9 @@ A process of its own, so that PostgreSQL ends in order also when the supervisor 
 
 import asyncio
 import os
-from pathlib import Path
 import signal
 import sys
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from penstock.core.postgres import ensure_database

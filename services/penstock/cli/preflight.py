@@ -1,10 +1,10 @@
 """What is looked at before anything is started, so that a fault is one line and not a stack."""
 
-from importlib.util import find_spec
-import os
-from pathlib import Path
 import shutil
 import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 from ruamel.yaml import YAML
 
@@ -19,7 +19,7 @@ DISK_FREE_BYTES_MIN = 512 * 1024 * 1024
 """A fresh database is 40 MB, its log grows to some hundred, Ray refuses to work on a full disk."""
 
 IMPORT_SECONDS = 300
-"""For vLLM's environment to show that it can be imported: it is large, and perhaps not in memory."""
+"""For vLLM's environment to be imported: it is large, and perhaps not in memory yet."""
 
 NEEDED = (
     "grpc",
@@ -71,8 +71,14 @@ def check(options: UpOptions, state: State) -> Catalogue:
 def _check_vllm(python: Path) -> None:
     remedy = "`make env-vllm` makes it (README, “vLLM”)."
     if not python.exists():
-        raise CliError(f"vLLM has an environment of its own, and {python} is not there", remedy=remedy)
-    command = [str(python), "-c", "import penstock, ray, importlib.util as u; assert u.find_spec('vllm')"]
+        raise CliError(
+            f"vLLM has an environment of its own, and {python} is not there", remedy=remedy
+        )
+    command = [
+        str(python),
+        "-c",
+        "import penstock, ray, importlib.util as u; assert u.find_spec('vllm')",
+    ]
     try:
         result = subprocess.run(command, capture_output=True, timeout=IMPORT_SECONDS, check=False)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -86,7 +92,7 @@ def _check_vllm(python: Path) -> None:
 
 
 def local_config(options: UpOptions, state: State) -> Path:
-    """The catalogue for the local part: with ENGINE=vllm each GGUF model runs on vLLM, converted."""
+    """The catalogue for the local part: with ENGINE=vllm GGUF models run on vLLM, converted."""
     if options.engine != "vllm":
         return options.config
     yaml = YAML(typ="rt")
@@ -104,14 +110,26 @@ def local_config(options: UpOptions, state: State) -> Path:
     return state.derived_config
 
 
-def paid_sentence(options: UpOptions, catalogue: Catalogue) -> str:
+def upstream_variables(catalogue: Catalogue) -> tuple[str, ...]:
+    """Names of the variables that hold the providers' keys and base URLs."""
+    found = catalogue.providers.values()
+    return tuple({p.api_key_env for p in found} | {p.base_url_env for p in found})
+
+
+def key_variables(catalogue: Catalogue, environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Names of the providers' key variables that are set."""
+    named = {provider.api_key_env for provider in catalogue.providers.values()}
+    return tuple(sorted(name for name in named if environment.get(name)))
+
+
+def paid_sentence(options: UpOptions, catalogue: Catalogue, set_variables: Sequence[str]) -> str:
     """Whether requests can go to a paid API, and how to change that."""
     if options.paid == STAND_IN:
         return (
             f"a STAND-IN plays {STOOD_IN_PROVIDER} (llama.cpp on this machine): nothing is paid, "
             "prices are those of the model asked for"
         )
-    on = [name for name, p in catalogue.providers.items() if os.environ.get(p.api_key_env)]
+    on = [name for name, p in catalogue.providers.items() if p.api_key_env in set_variables]
     if on:
         return f"on: {', '.join(on)}"
     names = sorted({p.api_key_env for p in catalogue.providers.values()})

@@ -3,12 +3,12 @@
 A pid alone may be another program's by now; a record is a pid and its start time.
 """
 
-from collections.abc import Iterable, Sequence
 import contextlib
-from dataclasses import asdict, dataclass
 import os
-from pathlib import Path
 import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import psutil
 
@@ -51,6 +51,8 @@ class Running:
     supervisor: Record
     children: tuple[Record, ...]
     options: dict[str, str]
+    paid_variables: tuple[str, ...] = ()
+    """Names (never values) of the providers' keys that were set."""
 
 
 def save(state: State, running: Running) -> None:
@@ -64,9 +66,10 @@ def load(state: State) -> Running | None:
         supervisor = Record(**value["supervisor"])  # type: ignore[arg-type]
         children = tuple(Record(**c) for c in value["children"])  # type: ignore[attr-defined]
         options = {str(k): str(v) for k, v in value["options"].items()}  # type: ignore[attr-defined]
+        variables = tuple(str(name) for name in value.get("paid_variables", ()))  # type: ignore[attr-defined]
     except (KeyError, TypeError, AttributeError):
         return None
-    return Running(supervisor, children, options)
+    return Running(supervisor, children, options, variables)
 
 
 def forget(state: State) -> None:

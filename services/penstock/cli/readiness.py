@@ -3,11 +3,11 @@
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 import httpx
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from watchfiles import awatch
 
 from penstock.core.channel import connect
@@ -33,7 +33,7 @@ class GrpcHealth:
 
     async def wait(self) -> None:
         async with connect(self.address) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
+            stub: Any = health_pb2_grpc.HealthStub(channel)
             while True:
                 call = stub.Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True)
                 try:
@@ -94,7 +94,7 @@ class EndsWell:
 async def is_serving(address: str, *, timeout_seconds: float) -> str:
     """One look: "serving", "not serving", or why it cannot be reached."""
     async with connect(address) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
+        stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_seconds)
         except grpc.aio.AioRpcError as error:

@@ -1,8 +1,8 @@
 """What `penstock up` shows: on a terminal a live table, elsewhere a line an event."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-import time
 
 from rich.console import Console
 from rich.live import Live
@@ -122,7 +122,9 @@ class Screen:
 
 def _line(row: Row) -> str:
     if row.phase == "ready":
-        return f"[green]✓[/] {row.service.name:<9} {row.took or 0:5.1f} s  {escape(row.service.what)}"
+        return (
+            f"[green]✓[/] {row.service.name:<9} {row.took or 0:5.1f} s  {escape(row.service.what)}"
+        )
     return f"[yellow]·[/] {row.service.name:<9} {row.phase}"
 
 

@@ -5,14 +5,14 @@ sockets) or must be reachable by another user (PostgreSQL, where Penstock is sta
 are named by a hash of the folder's path and removed with it.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 import hashlib
 import json
 import os
-from pathlib import Path
 import shlex
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from penstock.cli.errors import CliError
 

@@ -5,12 +5,12 @@ often in a while, ends the whole: a loop of restarts would hide its cause.
 """
 
 import asyncio
+import contextlib
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-import contextlib
 from itertools import groupby
 from pathlib import Path
-import time
 from typing import Protocol
 
 from penstock.cli.child import Child, Service, describe_exit
@@ -114,7 +114,7 @@ class Supervisor:
             deaths.append(time.monotonic())
             recent = [at for at in deaths if at > deaths[-1] - RESTART_WINDOW_SECONDS]
             if len(recent) > self._restarts_max:
-                how += f", for the {len(recent)}th time in {RESTART_WINDOW_SECONDS:.0f} s"
+                how += f", {len(recent)} times in {RESTART_WINDOW_SECONDS:.0f} s"
                 raise _failed(service, how, child, self._log_of(service.name))
             again_in = self._backoff_seconds[min(len(recent), len(self._backoff_seconds)) - 1]
             self._watcher.died(service, how, child.last_words(), again_in)

@@ -1,7 +1,7 @@
 """Secrets of one machine's Penstock: made once, kept 0600, handed to children by environment."""
 
-from dataclasses import asdict, dataclass, field, fields
 import secrets as random_secrets
+from dataclasses import asdict, dataclass, field, fields
 
 from penstock.cli.state import State, read_json, write_json
 

@@ -1,9 +1,9 @@
 """Which processes make one machine's Penstock, with what environment, in which order."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-import sys
 
 from penstock.cli.child import Service
 from penstock.cli.options import STAND_IN, STOOD_IN_PROVIDER, UpOptions
@@ -23,9 +23,6 @@ ROUTER_STOP_SECONDS = 40.0
 
 STOP_FIRST, STOP_NEXT, STOP_LAST = 1, 2, 3
 
-UPSTREAM_SECRETS = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
-"""For the router alone."""
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -37,6 +34,8 @@ class Plan:
     secrets: Secrets
     environment: Mapping[str, str]
     """Of the caller."""
+    upstream_variables: tuple[str, ...]
+    """Of the providers' keys and base URLs: for the router alone."""
     local_config: Path
     """The catalogue as the local part reads it: its models' engine may be another."""
 
@@ -55,7 +54,15 @@ class Plan:
     def http_url(self) -> str:
         return f"http://{HOST}:{self.options.http_port}/v1"
 
-    def dsn(self, database: str, password: str) -> str:
+    @property
+    def quota_dsn(self) -> str:
+        return self._dsn(QUOTA_DATABASE, self.secrets.quota_password)
+
+    @property
+    def cache_dsn(self) -> str:
+        return self._dsn(CACHE_DATABASE, self.secrets.cache_password)
+
+    def _dsn(self, database: str, password: str) -> str:
         return f"postgresql://{database}:{password}@{self.at('postgres')}/{database}"
 
 
@@ -76,7 +83,7 @@ def _base(plan: Plan, service: str) -> dict[str, str]:
     kept = {
         name: value
         for name, value in plan.environment.items()
-        if name not in UPSTREAM_SECRETS and not name.startswith(("PENSTOCK_", "OTEL_"))
+        if name not in plan.upstream_variables and not name.startswith(("PENSTOCK_", "OTEL_"))
     }
     if level := plan.environment.get("PENSTOCK_LOG_LEVEL"):
         kept["PENSTOCK_LOG_LEVEL"] = level
@@ -103,22 +110,14 @@ def _postgres(plan: Plan) -> Service:
             "PENSTOCK_POSTGRES_FOLDER": str(state.postgres),
             "PENSTOCK_POSTGRES_PORT": str(plan.ports["postgres"]),
             "PENSTOCK_READY_FILE": str(state.ready_file("postgres")),
-            "PENSTOCK_QUOTA_DSN": _quota_dsn(plan),
-            "PENSTOCK_CACHE_DSN": _cache_dsn(plan),
+            "PENSTOCK_QUOTA_DSN": plan.quota_dsn,
+            "PENSTOCK_CACHE_DSN": plan.cache_dsn,
         },
         stop_rank=STOP_LAST,
         start_seconds=120,
         stop_seconds=70,
         check=f"PostgreSQL's own: {state.postgres / 'postgres.log'}.",
     )
-
-
-def _quota_dsn(plan: Plan) -> str:
-    return plan.dsn(QUOTA_DATABASE, plan.secrets.quota_password)
-
-
-def _cache_dsn(plan: Plan) -> str:
-    return plan.dsn(CACHE_DATABASE, plan.secrets.cache_password)
 
 
 def _traces(plan: Plan) -> Service:
@@ -153,7 +152,7 @@ def _migrate(plan: Plan) -> Service:
         what="the ledger's schema",
         command=_python("penstock.quota", "migrate"),
         readiness=EndsWell(),
-        environment={**_base(plan, "migrate"), "PENSTOCK_QUOTA_DSN": _quota_dsn(plan)},
+        environment={**_base(plan, "migrate"), "PENSTOCK_QUOTA_DSN": plan.quota_dsn},
         after=("postgres",),
         start_seconds=120,
     )
@@ -167,7 +166,7 @@ def _quota(plan: Plan) -> Service:
         readiness=GrpcHealth(plan.at("quota")),
         environment={
             **_base(plan, "quota"),
-            "PENSTOCK_QUOTA_DSN": _quota_dsn(plan),
+            "PENSTOCK_QUOTA_DSN": plan.quota_dsn,
             "PENSTOCK_QUOTA_LISTEN": plan.at("quota"),
             "PENSTOCK_QUOTA_ADMIN_LISTEN": plan.at("quota_admin"),
             "PENSTOCK_SERVICE_TOKEN": plan.secrets.service_token,
@@ -186,7 +185,7 @@ def _cache(plan: Plan) -> Service:
         readiness=GrpcHealth(plan.at("cache")),
         environment={
             **_base(plan, "cache"),
-            "PENSTOCK_CACHE_DSN": _cache_dsn(plan),
+            "PENSTOCK_CACHE_DSN": plan.cache_dsn,
             "PENSTOCK_CACHE_LISTEN": plan.at("cache"),
             "PENSTOCK_SERVICE_TOKEN": plan.secrets.service_token,
         },
@@ -286,7 +285,7 @@ def _router(plan: Plan) -> Service:
         }
     else:
         given = plan.environment
-        environment |= {name: given[name] for name in UPSTREAM_SECRETS if given.get(name)}
+        environment |= {name: given[name] for name in plan.upstream_variables if given.get(name)}
     needs = ("quota", "cache", "capacity")
     return Service(
         name="router",

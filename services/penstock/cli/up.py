@@ -1,12 +1,12 @@
 """`penstock up`: everything on one machine, in the foreground, until it is told to stop."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 import fcntl
 import os
-import signal
 import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 
@@ -70,11 +70,13 @@ def up(console: Console, state: State, options: UpOptions) -> None:
             ports=ports,
             secrets=tokens.load_or_make(state),
             environment=dict(os.environ),
+            upstream_variables=preflight.upstream_variables(catalogue),
             local_config=preflight.local_config(options, state),
         )
-        paid = preflight.paid_sentence(options, catalogue)
+        paid_variables = preflight.key_variables(catalogue, os.environ)
+        paid = preflight.paid_sentence(options, catalogue, paid_variables)
         try:
-            asyncio.run(_Run(console, plan, paid).run())
+            asyncio.run(_Run(console, plan, paid, paid_variables).run())
         finally:
             sweep(state)
             processes.forget(state)
@@ -84,8 +86,11 @@ def up(console: Console, state: State, options: UpOptions) -> None:
 class _Run:
     """One run of the supervisor, with its screen and signals."""
 
-    def __init__(self, console: Console, plan: Plan, paid: str) -> None:
+    def __init__(
+        self, console: Console, plan: Plan, paid: str, paid_variables: tuple[str, ...]
+    ) -> None:
         self._console = console
+        self._paid_variables = paid_variables
         self._plan = plan
         self._paid = paid
         self._stop = asyncio.Event()
@@ -120,7 +125,7 @@ class _Run:
     def _record(self, children: Sequence[Child]) -> None:
         records = tuple(c.record for c in children if c.record is not None)
         me = processes.Record.of("penstock up", os.getpid())
-        running = processes.Running(me, records, self._plan.options.told)
+        running = processes.Running(me, records, self._plan.options.told, self._paid_variables)
         processes.save(self._plan.state, running)
 
     async def _tell_waiting(self) -> None:
@@ -150,6 +155,7 @@ class _Run:
                 admin.TOKEN: plan.secrets.admin_token,
                 admin.TRACES: str(state.traces),
                 admin.KEY_ID: key.id,
+                admin.QUOTA_DSN: plan.quota_dsn,
             },
         )
         facts = facts_of(plan.state, paid=self._paid, key_is_new=key.is_new)

@@ -1,8 +1,8 @@
 """What `penstock up` prints when everything is ready: where, with what key, and what to try."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-import shutil
 
 from rich.console import Console
 from rich.markup import escape
@@ -30,7 +30,9 @@ class Facts:
 def show(console: Console, facts: Facts) -> None:
     budget = ""
     if facts.key_is_new:
-        budget = f"   (new; {format_usd(BUDGET_NANO_USD)} USD a month, change it: penstock budget set)"
+        budget = (
+            f"   (new; {format_usd(BUDGET_NANO_USD)} USD a month, change it: penstock budget set)"
+        )
     console.print()
     console.print("[bold green]Penstock is up.[/]  Ctrl-C or `make down` stops it.")
     console.print(f"  gRPC    [bold]{facts.grpc}[/]   penstock.router.v1.RouterService, plaintext")

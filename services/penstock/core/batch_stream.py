@@ -58,6 +58,9 @@ class Call(Protocol):
     async def write(self, request: Any) -> None: ...
     async def read(self) -> Any: ...
     async def done_writing(self) -> None: ...
+    async def code(self) -> grpc.StatusCode: ...
+    async def details(self) -> str: ...
+    def done(self) -> bool: ...
     def cancel(self) -> bool: ...
 
 
@@ -199,38 +202,43 @@ class BatchStream(Generic[OperationT, ResultT]):
             self._send(cancel)
 
     async def _run(self) -> None:
-        backoff_seconds = BACKOFF_SECONDS_MIN
+        backoff_seconds, told = BACKOFF_SECONDS_MIN, ""
         while True:
             heard, why = await self._serve_stream()
             self._down = why
             self._fail_all(why)
             backoff_seconds = BACKOFF_SECONDS_MIN if heard else backoff_seconds
-            logger.info("stream to %s is away: %s", self.peer, why)
+            if heard or why != told:
+                logger.warning("the stream to %s is away: %s", self.peer, why)
+                told = why
             await asyncio.sleep(backoff_seconds * self.jitter.uniform(0.5, 1.0))
             backoff_seconds = min(2 * backoff_seconds, BACKOFF_SECONDS_MAX)
             self._down = ""
 
     async def _serve_stream(self) -> tuple[bool, str]:
         """One stream from its opening to its end: whether the peer was heard, and why it ended."""
-        call = self.wire.open()
+        self._heard = False
+        try:
+            call = self.wire.open()
+        except Exception as error:
+            # A channel that was closed under us: callers must be told, not left to wait.
+            logger.exception("cannot open a stream to %s", self.peer)
+            return False, f"{type(error).__name__}: {error}"
         reader = asyncio.create_task(self._read(call))
         writer = asyncio.create_task(self._write(call))
-        why = "the peer ended the stream"
         try:
             await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            why = await _end_of(call)
         finally:
             call.cancel()
             for task in (reader, writer):
                 task.cancel()
             ends = await asyncio.gather(reader, writer, return_exceptions=True)
         for end in ends:
-            if isinstance(end, grpc.aio.AioRpcError) and end.code() != grpc.StatusCode.CANCELLED:
-                why = end.details() or end.code().name
-            elif isinstance(end, Exception) and not isinstance(
-                end, grpc.aio.AioRpcError | asyncio.InvalidStateError
-            ):
+            # The call's own status was read already; a write into its end is an invalid state.
+            expected = grpc.aio.AioRpcError | asyncio.InvalidStateError
+            if isinstance(end, Exception) and not isinstance(end, expected):
                 logger.error("unexpected error on the stream to %s", self.peer, exc_info=end)
-                why = type(end).__name__
         return self._heard, why
 
     async def _write(self, call: Call) -> None:
@@ -259,7 +267,6 @@ class BatchStream(Generic[OperationT, ResultT]):
         return batch
 
     async def _read(self, call: Call) -> None:
-        self._heard = False
         while (message := await call.read()) is not grpc.aio.EOF:
             self._heard = True
             for result in self.wire.unpack(message):
@@ -286,3 +293,13 @@ class BatchStream(Generic[OperationT, ResultT]):
         return Unavailable(
             f"{self.peer} is not reachable: {why}", reason=f"{self.peer.upper()}_UNAVAILABLE"
         )
+
+
+async def _end_of(call: Call) -> str:
+    """Why the peer ended it; one that has not ended is broken at our side."""
+    if not call.done():
+        return "the stream broke"
+    code = await call.code()
+    if code is grpc.StatusCode.OK:
+        return "the peer ended the stream"
+    return await call.details() or code.name

@@ -84,7 +84,8 @@ class LocalModel(Section):
     """Choices that one replica generates at once."""
     queue_limit: int = Field(default=4, ge=0, le=1024)
     """Choices that may wait in one replica; more are refused at once."""
-    threads: int = Field(default=2, ge=1, le=256)
+    threads: int = Field(default=1, ge=1, le=256)
+    """They spin while they wait for each other: each needs a core that nothing else uses."""
     cpus: float = Field(default=1, ge=0, le=1024)
     gpus: float = Field(default=0, ge=0, le=64)
     tariff: Tariff

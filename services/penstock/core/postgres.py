@@ -72,6 +72,8 @@ def is_outage(error: BaseException) -> bool:
         | TimeoutError
         | asyncpg.PostgresConnectionError
         | asyncpg.InterfaceError
+        # What asyncpg says of a connection whose server vanished in mid-protocol.
+        | asyncpg.InternalClientError
         | asyncpg.CannotConnectNowError
         | asyncpg.OperatorInterventionError
         | asyncpg.TooManyConnectionsError

@@ -11,6 +11,7 @@ Access is by password (scram) over TCP on 127.0.0.1 alone, the data folder is 07
 Unix socket and no trust authentication. The superuser's password lies in the caller's folder, 0600.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -136,9 +137,13 @@ class PrivateServer:
             return
 
     def kill(self) -> None:
-        """A crash, for tests: SIGKILL to the postmaster; its children follow by themselves."""
+        """A crash, for tests: SIGKILL to the postmaster and to every child of it."""
         assert self._process is not None
-        self._process.kill()
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for victim in (pid, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
         self._process.wait()
         self._process = None
 

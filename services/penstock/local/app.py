@@ -36,7 +36,7 @@ from penstock.local.v1 import local_pb2
 logger = logging.getLogger(__name__)
 
 DETAILS_CHARACTERS_MAX = 1000
-"""Of an error's text: trailers are limited to 8 KB, and a refused schema may be quoted at length."""
+"""Of an error's text: trailers end at 8 KB, and a refused schema may be quoted at length."""
 
 EXIT_SECONDS = 0.2
 """Between an engine's death and the end of its process: the errors in flight still get out."""
@@ -109,7 +109,7 @@ class Replica:
     ) -> "Replica":
         """A replica over an engine that is already started, outside Ray."""
         replica = cls.__new__(cls)
-        replica._set_up(model, engine, token, 0.0, leave)
+        replica._set_up(model, engine, token, 0.0, leave)  # noqa: SLF001  # its own
         return replica
 
     async def Generate(  # noqa: N802  # the RPC's name
@@ -120,7 +120,7 @@ class Replica:
             with tracing.generation(grpc_context.invocation_metadata(), self._model) as span:
                 async for message in self._generate(request, span):
                     yield message
-        except Exception as error:  # the boundary: whatever it is, the caller gets a code
+        except Exception as error:  # noqa: BLE001  # the boundary: the caller gets a code
             self._refuse(grpc_context, error)
 
     async def _generate(
@@ -217,7 +217,7 @@ def build(args: dict[str, Any]) -> Any:
     from ray import serve
 
     model = ReplicaSettings.model_validate(args)
-    deployment = serve.deployment(
+    deployment: Any = serve.deployment(
         Replica,
         name=DEPLOYMENT,
         num_replicas=model.replicas,

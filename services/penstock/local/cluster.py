@@ -1,4 +1,4 @@
-"""A private Ray head on one machine: started as a child, ended with it, and nothing else touched."""
+"""A private Ray head on one machine: started as a child, ended alone, nothing else touched."""
 
 import asyncio
 import math
@@ -15,8 +15,8 @@ import httpx
 
 from penstock.local import processes
 from penstock.local.config import Ports, ReplicaSettings
-from penstock.local.ports import free_port
-from penstock.local.serve_api import DeployFailed, ServeApi
+from penstock.local.ports import NoFreePorts, PortBlock, claim_block, free_port
+from penstock.local.serve_api import ApiSilent, AppState, DeployFailed, ServeApi
 
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
 """Answers do not pass through Ray's object store; its own minimum is 75 MB."""
@@ -27,8 +27,14 @@ START_SECONDS = 120.0
 STOP_SECONDS = 10.0
 """For the kernel to take away killed processes, some with gigabytes."""
 
+STALL_SECONDS = 600.0
+"""Without any change: long enough to load a large model from a slow disk."""
+
 POLL_SECONDS = 0.2
 """Ray has no event for "is up": its API is asked."""
+
+LOG_TAIL_CHARACTERS = 2000
+"""Of the head's log, where it failed: the last error is in it."""
 
 MIN_DRAINING_SECONDS = 2
 """A replica stays at least this long after it left the list, so that routers hear of it first."""
@@ -37,7 +43,7 @@ Progress = Callable[[str], None]
 
 
 class HeadFailed(Exception):
-    """The Ray head did not come up, or ended; says why and where its log lies."""
+    """The Ray head did not come up, or ended; says why, with the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +75,9 @@ def logical_cpus(models: Sequence[ReplicaSettings]) -> int:
     return max(os.cpu_count() or 1, demanded + 1)
 
 
-def head_environment(settings: HeadSettings, env: Mapping[str, str]) -> dict[str, str]:
+def head_environment(
+    settings: HeadSettings, env: Mapping[str, str], block: PortBlock
+) -> dict[str, str]:
     """Of the head and, inherited, of every replica."""
     return {
         **env,
@@ -81,6 +89,10 @@ def head_environment(settings: HeadSettings, env: Mapping[str, str]) -> dict[str
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(MIN_DRAINING_SECONDS),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(block.http[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(block.http[1]),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(block.grpc[0]),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(block.grpc[1]),
     }
 
 
@@ -114,6 +126,7 @@ class Head:
     def __init__(self, settings: HeadSettings) -> None:
         self._settings = settings
         self._child: asyncio.subprocess.Process | None = None
+        self._block: PortBlock | None = None
 
     @property
     def log_path(self) -> Path:
@@ -127,11 +140,15 @@ class Head:
         """
         await asyncio.to_thread(self._clear_leftovers, progress)
         self._demand_free_ports()
+        try:
+            self._block = await asyncio.to_thread(claim_block)
+        except (NoFreePorts, OSError) as error:
+            raise HeadFailed(f"no ports for the replicas: {error}") from None
         progress("starting Ray")
         with self.log_path.open("wb") as log:
             self._child = await asyncio.create_subprocess_exec(
                 *head_command(self._settings),
-                env=head_environment(self._settings, os.environ),
+                env=head_environment(self._settings, os.environ, self._block),
                 cwd=self._settings.working_folder,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
@@ -145,7 +162,7 @@ class Head:
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
             raise HeadFailed(
-                f"Ray's API did not answer within {START_SECONDS:.0f} s; see {self.log_path}"
+                f"Ray's API did not answer within {START_SECONDS:.0f} s:\n{self._log_tail()}"
             ) from None
 
     async def ended(self) -> int:
@@ -161,14 +178,19 @@ class Head:
         if self._child is not None:
             await self._child.wait()
         await asyncio.to_thread(shutil.rmtree, self._settings.folder, ignore_errors=True)
+        if self._block is not None:
+            self._block.release()
 
     def _clear_leftovers(self, progress: Progress) -> None:
         count = self._kill_all()
         if count:
             progress(f"ended {count} processes of a Ray head that was killed")
         shutil.rmtree(self._settings.folder, ignore_errors=True)
-        self._settings.folder.mkdir(mode=0o700)
-        self._settings.working_folder.mkdir()
+        try:
+            self._settings.folder.mkdir(mode=0o700)
+            self._settings.working_folder.mkdir()
+        except OSError as error:
+            raise HeadFailed(f"cannot make the folder of the Ray head: {error}") from None
 
     def _kill_all(self) -> int:
         """Until none is found: one that was about to start another may have done so."""
@@ -193,8 +215,12 @@ class Head:
     def _demand_alive(self) -> None:
         assert self._child is not None
         if self._child.returncode is not None:
-            tail = self.log_path.read_text(errors="replace")[-2000:]
-            raise HeadFailed(f"the Ray head ended with status {self._child.returncode}:\n{tail}")
+            status = self._child.returncode
+            raise HeadFailed(f"the Ray head ended with status {status}:\n{self._log_tail()}")
+
+    def _log_tail(self) -> str:
+        # Told in full, for the folder goes when the head is stopped.
+        return self.log_path.read_text(errors="replace")[-LOG_TAIL_CHARACTERS:]
 
     async def _answers(self) -> bool:
         headers = {"Authorization": f"Bearer {self._settings.ray_token}"}
@@ -210,21 +236,41 @@ async def deploy(api: ServeApi, models: Sequence[ReplicaSettings], progress: Pro
     """Deploys exactly these models and returns when each one answers.
 
     Raises:
-        DeployFailed: with Serve's own words, e.g. that the weights are broken.
+        DeployFailed: with Serve's own words, e.g. that the weights are broken; or nothing has
+            changed for `STALL_SECONDS`.
     """
     progress("starting Ray Serve")
     await api.deploy(models)
     told = ""
     while True:
-        states = await api.states()
-        waiting = [s for s in states if not s.is_running]
-        failed = [s for s in states if s.is_failed]
-        if failed:
-            raise DeployFailed("; ".join(f"{s.application}: {s.message}" for s in failed))
-        if len(states) == len(models) and not waiting:
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                text = await _next_text(api, len(models), told)
+        except TimeoutError:
+            raise DeployFailed(f"no progress for {STALL_SECONDS:.0f} s: {told}") from None
+        if not text:
             return
-        text = "waiting for " + ", ".join(f"{s.application} ({s.message})" for s in waiting)
-        if waiting and text != told:
-            progress(text)
-            told = text
+        progress(text)
+        told = text
+
+
+async def _next_text(api: ServeApi, count: int, told: str) -> str:
+    """What is waited for, once it is something else than `told`; empty: for nothing more."""
+    while True:
+        try:
+            text = _waiting_for(await api.states(), count)
+        except ApiSilent as silent:
+            text = str(silent)
+        if text != told or not text:
+            return text
         await asyncio.sleep(POLL_SECONDS)
+
+
+def _waiting_for(states: Sequence[AppState], count: int) -> str:
+    failed = [s for s in states if s.is_failed]
+    if failed:
+        raise DeployFailed("; ".join(f"{s.application}: {s.message}" for s in failed))
+    if len(states) < count:
+        return "waiting for Ray Serve"
+    waiting = [f"{s.application} ({s.message})" for s in states if not s.is_running]
+    return "waiting for " + ", ".join(waiting) if waiting else ""

@@ -9,7 +9,7 @@ from penstock.local.v1 import local_pb2
 from penstock.type.v1 import chat_pb2
 
 WINDOW_SECONDS = 0.020
-"""Shorter than an eye can tell, and fast models then send tens of messages a second, not hundreds."""
+"""Shorter than an eye can tell; fast models then send tens of messages a second, not hundreds."""
 
 
 class _Batch:
@@ -21,6 +21,10 @@ class _Batch:
 
     def __bool__(self) -> bool:
         return self._last is not None
+
+    @property
+    def has_tokens(self) -> bool:
+        return bool(self._choices)
 
     def add(self, delta: Delta) -> None:
         self._last = delta
@@ -72,9 +76,11 @@ async def coalesce(
                     batch.add(delta)
                 pending = None
             if batch and (failure or loop.time() >= send_at):
+                # What carries no token (the prompt's count) must not hold up the first one.
+                if batch.has_tokens:
+                    send_at = loop.time() + window_seconds
                 yield batch.message()
                 batch = _Batch()
-                send_at = loop.time() + window_seconds
             if isinstance(failure, StopAsyncIteration):
                 return
             if failure is not None:

@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 PACKAGE_PREFIX = "package:"
 HUB_PREFIX = "hf:"
@@ -23,7 +23,7 @@ class Hub(Protocol):
 
 
 class HuggingFaceHub:
-    """`huggingface_hub`, with its own cache and its own variables (HF_HOME, HF_TOKEN, HF_ENDPOINT)."""
+    """`huggingface_hub`, with its own cache and variables (HF_HOME, HF_TOKEN, HF_ENDPOINT)."""
 
     def file(self, repository: str, name: str) -> Path:
         return Path(str(self._library().hf_hub_download(repository, name)))
@@ -32,9 +32,9 @@ class HuggingFaceHub:
         return Path(str(self._library().snapshot_download(repository)))
 
     @staticmethod
-    def _library():  # type: ignore[no-untyped-def]  # an optional package without stubs here
+    def _library() -> Any:
         try:
-            import huggingface_hub
+            import huggingface_hub  # optional: only a source `hf:…` needs it
         except ImportError:
             raise ModelNotFound(
                 "a source `hf:…` needs the package huggingface_hub: pip install huggingface_hub"

@@ -18,7 +18,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """To be called in a child before exec: the kernel ends it when its parent is gone, also after kill -9."""
+    """To be called in a child before exec: the kernel ends it when its parent is gone, however."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -59,15 +59,26 @@ async def run(config: LocalConfig, stop: asyncio.Event) -> None:
 
 async def _serve(config: LocalConfig, head: Head, models: list[ReplicaSettings]) -> None:
     await head.start(logger.info)
+    deploying = asyncio.create_task(_deploy(config, models))
+    ending = asyncio.create_task(head.ended())
+    try:
+        await asyncio.wait({deploying, ending}, return_when=asyncio.FIRST_COMPLETED)
+        if not ending.done():
+            deploying.result()
+            _set_ready(config.ready_file, models=models)
+            logger.info("ready: %s", ", ".join(m.name for m in models))
+        raise HeadFailed(f"the Ray head ended by itself with status {await ending}")
+    finally:
+        deploying.cancel()
+        ending.cancel()
+
+
+async def _deploy(config: LocalConfig, models: list[ReplicaSettings]) -> None:
     api = RestServeApi(f"http://127.0.0.1:{config.ports.dashboard}", config.ray_token)
     try:
         await deploy(api, models, logger.info)
     finally:
         await api.close()
-    _set_ready(config.ready_file, models=models)
-    logger.info("ready: %s", ", ".join(m.name for m in models))
-    status = await head.ended()
-    raise HeadFailed(f"the Ray head ended by itself with status {status}")
 
 
 def _set_ready(path: Path | None, *, models: list[ReplicaSettings] | None) -> None:

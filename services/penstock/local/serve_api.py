@@ -1,5 +1,6 @@
 """Ray Serve's REST API, as far as deploying needs it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,12 +11,18 @@ from penstock.local.config import DEPLOYMENT, ReplicaSettings, application_of
 from penstock.local.ports import free_port
 
 SERVICER = "penstock.local.v1.local_pb2_grpc.add_LocalServiceServicer_to_server"
-REQUEST_SECONDS = 30.0
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+REQUEST_SECONDS = 60.0
 """The first call to a fresh head starts Serve's controller, which takes seconds."""
 
 
 class DeployFailed(Exception):
     """Serve cannot run an application; says Serve's own reason."""
+
+
+class ApiSilent(Exception):
+    """No answer this time; the next may come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +58,24 @@ class RestServeApi:
             DeployFailed: Serve refuses the configuration.
         """
         config = deploy_config(models, http_port=free_port(), grpc_port=free_port())
-        reply = await self._client.put("/api/serve/applications/", json=config)
+        try:
+            reply = await self._client.put("/api/serve/applications/", json=config)
+        except httpx.HTTPError as error:
+            raise DeployFailed(f"Ray's API does not answer: {error!r}") from error
         if reply.is_error:
             raise DeployFailed(f"Ray Serve answers {reply.status_code}: {reply.text[:1000]}")
 
     async def states(self) -> list[AppState]:
-        reply = await self._client.get("/api/serve/applications/")
-        reply.raise_for_status()
+        """The applications as they are now.
+
+        Raises:
+            ApiSilent: no answer this time.
+        """
+        try:
+            reply = await self._client.get("/api/serve/applications/")
+            reply.raise_for_status()
+        except httpx.HTTPError as error:
+            raise ApiSilent(f"Ray's API does not answer: {error!r}") from error
         return [app_state(name, app) for name, app in reply.json()["applications"].items()]
 
     async def close(self) -> None:
@@ -95,11 +113,17 @@ def _application(model: ReplicaSettings) -> dict[str, Any]:
 
 def app_state(name: str, app: dict[str, Any]) -> AppState:
     """One application of Serve's status report."""
-    words = [app.get("message") or ""]
-    words += [d.get("message") or "" for d in app.get("deployments", {}).values()]
+    words = [essence(app.get("message") or "")]
+    words += [essence(d.get("message") or "") for d in app.get("deployments", {}).values()]
     return AppState(
         application=name,
         is_running=app["status"] == "RUNNING",
         is_failed=app["status"] in {"DEPLOY_FAILED", "UNHEALTHY"},
         message=" ".join(filter(None, [app["status"], *words])),
     )
+
+
+def essence(message: str) -> str:
+    """Serve's words without its traceback: the first line, and the error at the very end."""
+    lines = [line.strip() for line in _COLOUR.sub("", message).splitlines() if line.strip()]
+    return " … ".join(dict.fromkeys([lines[0], lines[-1]])) if lines else ""

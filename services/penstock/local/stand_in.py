@@ -40,7 +40,7 @@ class Settings:
     context_tokens: int = 2048
     """Of one slot: prompt and completion together."""
     slots: int = 4
-    threads: int = 2
+    threads: int = 1
 
 
 class StartFault(Exception):

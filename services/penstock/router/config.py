@@ -9,6 +9,7 @@ HTTP_LISTEN_DEFAULT = "127.0.0.1:7480"
 QUOTA_ADDRESS_DEFAULT = "127.0.0.1:7411"
 CACHE_ADDRESS_DEFAULT = "127.0.0.1:7413"
 CAPACITY_ADDRESS_DEFAULT = "127.0.0.1:7414"
+METRICS_LISTEN = "PENSTOCK_ROUTER_METRICS_LISTEN"
 
 
 class ConfigError(Exception):
@@ -27,6 +28,8 @@ class RouterConfig:
         grpc_listen: host:port of the gRPC front; port 0: any free one.
         http_listen: host:port of the HTTP front.
         quota_address: host:port to dial; so are the other two.
+        metrics_listen: host:port of `GET /metrics`, which asks for no key: never a public one.
+            None: metrics are not told.
         stand_in: The provider of the catalogue that a stand-in plays; None: all are real.
     """
 
@@ -39,6 +42,7 @@ class RouterConfig:
     quota_address: str = QUOTA_ADDRESS_DEFAULT
     cache_address: str = CACHE_ADDRESS_DEFAULT
     capacity_address: str = CAPACITY_ADDRESS_DEFAULT
+    metrics_listen: str | None = None
     stand_in: str | None = None
 
 
@@ -65,6 +69,10 @@ def read_config(environment: Mapping[str, str]) -> RouterConfig:
         "PENSTOCK_CAPACITY_ADDRESS": CAPACITY_ADDRESS_DEFAULT,
     }
     found = {name: environment.get(name) or default for name, default in addresses.items()}
+    metrics_listen = environment.get(METRICS_LISTEN) or None
+    if metrics_listen is not None:
+        addresses[METRICS_LISTEN] = "127.0.0.1:7481"
+        found[METRICS_LISTEN] = metrics_listen
     faults += [
         f"{name}: {value!r} is no host:port, e.g. {addresses[name]}"
         for name, value in found.items()
@@ -82,6 +90,7 @@ def read_config(environment: Mapping[str, str]) -> RouterConfig:
         quota_address=found["PENSTOCK_QUOTA_ADDRESS"],
         cache_address=found["PENSTOCK_CACHE_ADDRESS"],
         capacity_address=found["PENSTOCK_CAPACITY_ADDRESS"],
+        metrics_listen=metrics_listen,
         stand_in=environment.get("PENSTOCK_STAND_IN") or None,
     )
 

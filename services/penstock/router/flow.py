@@ -258,14 +258,10 @@ class Flow:
         """
         used = one.meter.used(billing)
         one.span.set(tracing.of_use(used, one.reservation_id))
+        # Told first: what is posted is part of the tally even where we are cancelled meanwhile.
+        tally.add(one.attempt, outcome=outcome, reservation_id=one.reservation_id, used=used)
         settled = await self._shielded(self._post(tally, one, used, outcome))
-        tally.add(
-            one.attempt,
-            outcome=outcome,
-            reservation_id=one.reservation_id,
-            used=used,
-            settled=settled,
-        )
+        tally.settled = tally.settled and settled
         count_attempt(self._metrics, one.attempt, used, outcome)
         return used
 

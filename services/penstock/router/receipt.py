@@ -47,13 +47,10 @@ class Tally:
     def refuse(self, attempt: Attempt, outcome: str) -> None:
         """A budget had too little left: nothing was held or sent."""
         self.refused_nano_usd = attempt.cost_bound_nano_usd
-        self.add(attempt, outcome=outcome, reservation_id="", used=Used(Usage(), 0), settled=True)
+        self.add(attempt, outcome=outcome, reservation_id="", used=Used(Usage(), 0))
 
-    def add(
-        self, attempt: Attempt, *, outcome: str, reservation_id: str, used: Used, settled: bool
-    ) -> None:
+    def add(self, attempt: Attempt, *, outcome: str, reservation_id: str, used: Used) -> None:
         self.cost_nano_usd += used.amount_nano_usd
-        self.settled = self.settled and settled
         self.outcomes.append(
             AttemptOutcome(
                 provider=attempt.label,

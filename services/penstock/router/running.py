@@ -51,14 +51,21 @@ class Running:
         self._error: Exception | None = None
         self._spoke = False
         self._closed = False
+        self._done = False
+        self._why: PenstockError | None = None
         self._sent_at = float("-inf")
         self.task = asyncio.create_task(self._pump())
 
-    def close(self) -> None:
-        """The client went away. May be called at any time, more than once."""
-        if not self._over.is_set() and not self._closed:
-            self._closed = True
-            self.task.cancel()
+    def close(self, why: PenstockError | None = None) -> None:
+        """The client went away, or `why`. May be called at any time, more than once.
+
+        A flow whose receipt is there is left alone: it only tidies up after itself.
+        """
+        if self._closed or self._done or self._over.is_set():
+            return
+        self._closed = True
+        self._why = why or Cancelled("the request was cancelled by its caller")
+        self.task.cancel()
 
     async def batch(self) -> list[Event]:
         """What came since the last call; empty at the end. The first token comes at once.
@@ -98,7 +105,7 @@ class Running:
             async with limit:
                 await self._collect()
         except asyncio.CancelledError:
-            self._error = Cancelled("the request was cancelled by its caller")
+            self._error = self._why or Cancelled("the request was cancelled")
         except Exception as error:
             self._error = error if not limit.expired() else _late()
             if self._closed and not isinstance(error, PenstockError):
@@ -110,10 +117,11 @@ class Running:
     async def _collect(self) -> None:
         async with aclosing(self._events) as events:
             async for event in events:
+                self._done = self._done or isinstance(event, Done)
                 self._waiting.append(event)
                 self._arrived.set()
                 # The last event passes in any case: it must not wait for a reader.
-                if len(self._waiting) >= WAITING_MAX and not isinstance(event, Done):
+                if len(self._waiting) >= WAITING_MAX and not self._done:
                     self._room.clear()
                     await self._room.wait()
 
@@ -122,6 +130,14 @@ def _late() -> DeadlineExceeded:
     return DeadlineExceeded(
         "the deadline passed before the answer was complete; allow more time, "
         "or ask for fewer tokens"
+    )
+
+
+def _draining(what: str) -> Unavailable:
+    return Unavailable(
+        f"{what}; try again, another one answers",
+        reason="ROUTER_DRAINING",
+        retry_after_seconds=1,
     )
 
 
@@ -147,11 +163,7 @@ class Registry:
 
     def check_room(self) -> None:
         if self._draining:
-            raise Unavailable(
-                "this router is shutting down; try again, another one answers",
-                reason="ROUTER_DRAINING",
-                retry_after_seconds=1,
-            )
+            raise _draining("this router is shutting down")
         if len(self._running) >= RUNNING_MAX:
             raise CapacityExhausted(
                 f"this router has {RUNNING_MAX} requests under way; try again",
@@ -172,7 +184,7 @@ class Registry:
         if self._running:
             logger.warning("cutting off %d requests after the grace", len(self._running))
             for running in list(self._running):
-                running.close()
+                running.close(_draining("the router shut down before the answer was complete"))
             await self._wait(SETTLE_SECONDS)
 
     async def _wait(self, seconds: float) -> None:

@@ -32,7 +32,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class RouterService(RouterServiceServicer):
-    """Proto to domain and back. Every reply and every error has the `x-penstock-*` trailers."""
+    """Proto to domain and back. Generations, also failed ones, have the `x-penstock-*` trailers."""
 
     def __init__(self, front: Front) -> None:
         self._front = front

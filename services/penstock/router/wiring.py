@@ -9,18 +9,20 @@ from penstock.core.channel import bearer, connect
 from penstock.core.clock import SystemClock
 from penstock.core.config import LiveCatalogue
 from penstock.core.health import Health
-from penstock.core.server import DRAIN_SECONDS
 from penstock.core.metrics import Metrics
+from penstock.core.server import DRAIN_SECONDS
 from penstock.core.telemetry import Telemetry
 from penstock.quota.v1.quota_pb2 import Principal
 from penstock.router import answers, explain, ledger, listing
 from penstock.router.answers import CacheAnswers
 from penstock.router.backends.local import LocalBackend
 from penstock.router.backends.providers import Providers
-from penstock.router.config import RouterConfig
+from penstock.router.config import METRICS_LISTEN, RouterConfig
 from penstock.router.flow import Flow
 from penstock.router.front import Front
 from penstock.router.fronts import ACCEPTING, HTTP, Fronts
+from penstock.router.http.metrics import metrics_app
+from penstock.router.http.server import HttpServer
 from penstock.router.landscape import LiveLandscape
 from penstock.router.ledger import QuotaLedger
 from penstock.router.pools import Pools
@@ -94,6 +96,7 @@ class Router:
             http_listen=config.http_listen,
         )
         await self.fronts.start()
+        await self._start_metrics()
         self._ledger.start()
         self._answers.start()
         self._tasks = [
@@ -105,6 +108,13 @@ class Router:
         ]
         for task in self._tasks:
             task.add_done_callback(_report)
+
+    async def _start_metrics(self) -> None:
+        self._metrics_port: HttpServer | None = None
+        if listen := self._config.metrics_listen:
+            app = metrics_app(self._metrics.registry)
+            self._metrics_port = HttpServer(listen, app, variable=METRICS_LISTEN)
+            await self._metrics_port.start()
 
     def _current(self) -> Catalogue:
         return self.catalogue.current
@@ -160,6 +170,8 @@ class Router:
         if left:
             logger.error("%d settlements could not be told to the ledger: holds will expire", left)
         await self._answers.drain(CACHE_DRAIN_SECONDS)
+        if self._metrics_port is not None:
+            await self._metrics_port.stop()
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:

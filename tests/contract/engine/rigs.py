@@ -35,7 +35,9 @@ class Rig:
     def missing(self) -> str:
         """Why it cannot run here; empty: it can."""
         package = {"llamacpp": "xllamacpp", "vllm": "vllm"}[self.name]
-        return "" if find_spec(package) else f"{package} is not installed"
+        spec = find_spec(package)
+        # Without a file of its own it is a folder of that name, e.g. of tests.
+        return "" if spec and spec.origin else f"{package} is not installed"
 
 
 async def _close(engine: Engine) -> None:

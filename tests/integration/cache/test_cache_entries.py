@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import grpc
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from penstock.cache.config import Config
 from penstock.cache.v1.cache_pb2 import LookupResponse, StoreRequest
@@ -13,6 +14,7 @@ from penstock.cache.v1.cache_pb2_grpc import CacheServiceStub
 from penstock.cache.wiring import Cache
 from penstock.core.catalogue import CacheSettings
 from penstock.core.channel import bearer, connect
+from penstock.core.telemetry import Telemetry
 from penstock.router.answers import CacheAnswers
 from penstock.type.v1.chat_pb2 import (
     FINISH_REASON_BUDGET,
@@ -20,6 +22,7 @@ from penstock.type.v1.chat_pb2 import (
     FINISH_REASON_UNSPECIFIED,
 )
 from support.cache import TOKEN, answer, keep, key, look, router_side, running_cache, soon, text_of
+from support.wait import until
 
 
 @pytest.fixture
@@ -209,37 +212,41 @@ async def test_callers_without_the_token_are_refused(stub: CacheServiceStub) -> 
     assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
-async def test_the_least_recently_used_go_when_the_cache_is_full(database_dsn: str) -> None:
-    async with running_cache(database_dsn, bytes_max=1024**2, entry_bytes_max=1024**2) as cache:
-        async with router_side(cache.server.address) as answers:
-            keys = [key() for _ in range(10)]
-            for fingerprint in keys[:5]:
-                await answers.store(keep(fingerprint, answer=answer("x" * 120_000)))
-            await cache.upkeep.sweep()
-            assert await verdict(answers, look(keys[0])) == LookupResponse.VERDICT_HIT
-            await cache.upkeep.sweep()
-            for fingerprint in keys[5:]:
-                await answers.store(keep(fingerprint, answer=answer("x" * 120_000)))
-            async with asyncio.timeout(5):
-                # The cache sweeps by itself too, and only one sweep runs at a time.
-                while await _size(database_dsn) > 1024**2:
-                    await cache.upkeep.sweep()
-            kept = [
-                await verdict(answers, look(fingerprint)) == LookupResponse.VERDICT_HIT
-                for fingerprint in keys
-            ]
-            # 1.2 MB came, 1 MiB may stay: the second and third were used least recently.
-            assert [kept[0], kept[1], kept[2], all(kept[5:])] == [True, False, False, True]
+@pytest.fixture
+async def small(database_dsn: str) -> AsyncIterator[tuple[Cache, CacheAnswers]]:
+    """A cache that holds 1 MiB."""
+    limits = {"bytes_max": 1024**2, "entry_bytes_max": 1024**2}
+    async with (
+        running_cache(database_dsn, **limits) as cache,
+        router_side(cache.server.address) as answers,
+    ):
+        yield cache, answers
 
 
-async def test_a_full_cache_sweeps_by_itself_before_its_time(database_dsn: str) -> None:
-    async with running_cache(database_dsn, bytes_max=1024**2, entry_bytes_max=1024**2) as cache:
-        async with router_side(cache.server.address) as answers:
-            for _ in range(20):
-                await answers.store(keep(key(), answer=answer("x" * 120_000)))
-            async with asyncio.timeout(5):
-                while await _size(database_dsn) > 1024**2:
-                    await asyncio.sleep(0.02)
+async def test_the_least_recently_used_go_when_the_cache_is_full(small, database_dsn) -> None:
+    cache, answers = small
+    keys = [key() for _ in range(10)]
+    for fingerprint in keys[:5]:
+        await answers.store(keep(fingerprint, answer=answer("x" * 120_000)))
+    await cache.upkeep.sweep()
+    assert await verdict(answers, look(keys[0])) == LookupResponse.VERDICT_HIT
+    await cache.upkeep.sweep()
+    for fingerprint in keys[5:]:
+        await answers.store(keep(fingerprint, answer=answer("x" * 120_000)))
+    await until(lambda: _fits(database_dsn, 1024**2))
+    kept = [
+        await verdict(answers, look(fingerprint)) == LookupResponse.VERDICT_HIT
+        for fingerprint in keys
+    ]
+    # 1.2 MB came, 1 MiB may stay: the second and third were used least recently.
+    assert [kept[0], kept[1], kept[2], all(kept[5:])] == [True, False, False, True]
+
+
+async def test_a_full_cache_sweeps_by_itself_before_its_time(small, database_dsn) -> None:
+    _, answers = small
+    for _ in range(20):
+        await answers.store(keep(key(), answer=answer("x" * 120_000)))
+    await until(lambda: _fits(database_dsn, 1024**2))
 
 
 async def test_the_sweep_removes_what_expired(
@@ -272,6 +279,27 @@ async def test_many_lookups_at_once_take_few_statements(
     assert verdicts == [LookupResponse.VERDICT_HIT, LookupResponse.VERDICT_MISS] * 100
     assert sum(batches) == 200
     assert len(batches) <= 10
+
+
+async def test_an_operation_of_a_traced_request_is_a_span_of_its_trace(database_dsn: str) -> None:
+    exporter = InMemorySpanExporter()
+    telemetry = Telemetry("cache", exporter)
+    trace_id, parent_id = "ab" * 16, "cd" * 8
+    async with (
+        running_cache(database_dsn, telemetry) as cache,
+        router_side(cache.server.address) as answers,
+    ):
+        traced, untraced = f"00-{trace_id}-{parent_id}-01", f"00-{trace_id}-{parent_id}-00"
+        await answers.lookup(look(key()), soon(), traced)
+        await answers.lookup(look(key()), soon(), untraced)
+        await answers.store(keep(key()), traced)
+    assert telemetry.flush()
+    spans = exporter.get_finished_spans()
+    assert [span.name for span in spans] == ["cache lookup", "cache store"]
+    assert spans[0].attributes == {"penstock.cache": "miss"}
+    for span in spans:
+        assert f"{span.context.trace_id:032x}" == trace_id
+        assert f"{span.parent.span_id:016x}" == parent_id
 
 
 async def test_the_settings_faults_are_told_all_at_once_and_no_secret_is_shown() -> None:
@@ -312,6 +340,10 @@ async def _execute(dsn: str, statement: str) -> object:
 
 async def _count(dsn: str, table: str) -> object:
     return await _execute(dsn, f"SELECT count(*) FROM {table}")
+
+
+async def _fits(dsn: str, bytes_max: int) -> bool:
+    return await _size(dsn) <= bytes_max
 
 
 async def _size(dsn: str) -> int:

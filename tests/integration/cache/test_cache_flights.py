@@ -25,6 +25,7 @@ from support.cache import (
     text_of,
 )
 from support.postgres import free_port
+from support.wait import until
 
 HIT, MISS = LookupResponse.VERDICT_HIT, LookupResponse.VERDICT_MISS
 LEAD, SHARED = LookupResponse.VERDICT_LEAD, LookupResponse.VERDICT_SHARED
@@ -58,9 +59,7 @@ def waiting(router: CacheAnswers, request: LookupRequest) -> "asyncio.Task[Looku
 
 
 async def until_waits(count: int, *caches: Cache) -> None:
-    async with asyncio.timeout(10):
-        while sum(_waiting(cache) for cache in caches) != count:
-            await asyncio.sleep(0.005)
+    await until(lambda: sum(_waiting(cache) for cache in caches) == count)
 
 
 def _waiting(cache: Cache) -> int:
@@ -214,11 +213,13 @@ async def test_a_lookup_cancelled_at_any_moment_leaves_no_flight_behind(
         led = task.done()
         task.cancel()
         if led:
-            # It led before it was cancelled: its caller has the token, and is here to answer for it.
+            # It led before it was cancelled: its caller has the token, and answers for it.
             break
-    async with asyncio.timeout(5):
-        while await flights(database_dsn) != int(led):
-            await asyncio.sleep(0.01)
+
+    async def only_what_was_led() -> bool:
+        return await flights(database_dsn) == int(led)
+
+    await until(only_what_was_led)
 
 
 async def test_a_waiting_lookup_does_not_hold_up_others_of_its_batch(caches, routers) -> None:
@@ -230,6 +231,34 @@ async def test_a_waiting_lookup_does_not_hold_up_others_of_its_batch(caches, rou
     assert not both[0].done()
     await routers[0].store(keep(awaited, flight_token=lead.flight_token))
     assert (await both[0]).verdict == SHARED
+
+
+async def test_an_answer_stored_between_the_two_looks_of_a_joiner_is_found(
+    routers, database_dsn
+) -> None:
+    """Else the joiner would lead, and the same answer would be paid for twice."""
+    fingerprint = key()
+    lead = await lookup(routers[0], join(fingerprint))
+    storing, watching = await asyncpg.connect(database_dsn), await asyncpg.connect(database_dsn)
+
+    async def joiner_is_blocked() -> bool:
+        return 1 == await watching.fetchval(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+
+    async with storing.transaction():
+        await storing.execute(
+            "SELECT store_answers($1, $2, $3, $4, $5, $6, $7, $8)", "channel", ["org_a"],
+            [fingerprint], [answer("just now").SerializeToString()], [True], [60],
+            [lead.flight_token], 30.0,
+        )  # fmt: skip
+        joiner = waiting(routers[1], join(fingerprint))
+        await until(joiner_is_blocked)
+    found = await joiner
+    await storing.close()
+    await watching.close()
+    assert (found.verdict, text_of(found.answer)) == (HIT, "just now")
 
 
 async def test_flights_of_two_tenants_never_meet(caches, routers) -> None:

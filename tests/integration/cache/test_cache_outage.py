@@ -1,4 +1,4 @@
-"""PostgreSQL comes late, goes away and comes back: the cache recovers by itself, callers see misses."""
+"""PostgreSQL comes late, goes away and comes back: the cache recovers by itself."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,6 +16,7 @@ from penstock.core.postgres_server import PostgresServerError, PrivateServer, re
 from penstock.core.telemetry import Telemetry
 from support.cache import TOKEN, join, keep, key, look, ready_at, router_side, running_cache, soon
 from support.postgres import free_port, fresh_database
+from support.wait import until
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -54,21 +55,24 @@ async def test_the_cache_survives_a_crash_of_postgresql_without_a_restart(
         assert lead is not None
         await asyncio.to_thread(own_server.kill)
         await ready_at(cache.server.address, want=NOT_SERVING)
+
+        async def is_missed() -> bool:
+            return await answers.lookup(look(fingerprint), soon()) is None
+
+        # A backend that is in a statement outlives its postmaster for a moment.
+        await until(is_missed)
         async with asyncio.timeout(5):
-            # A backend that is in a statement outlives its postmaster for a moment.
-            while await answers.lookup(look(fingerprint), soon()) is not None:
-                await asyncio.sleep(0.01)
             await answers.store(keep(key()))
         assert answers.unavailable_count >= 2
         await start_again(own_server)
         await ready_at(cache.server.address)
-        found = None
-        async with asyncio.timeout(5):
-            # The router's breaker asks again after a second.
-            while found is None:
-                found = await answers.lookup(join(key()), soon())
-                await asyncio.sleep(0.05)
-        assert found.verdict == LookupResponse.VERDICT_LEAD
+
+        async def leads() -> bool:
+            found = await answers.lookup(join(key()), soon())
+            return found is not None and found.verdict == LookupResponse.VERDICT_LEAD
+
+        # The router's breaker asks again after a second.
+        await until(leads)
 
 
 async def test_waiters_go_on_when_postgresql_comes_back(own_server: PrivateServer) -> None:
@@ -83,9 +87,7 @@ async def test_waiters_go_on_when_postgresql_comes_back(own_server: PrivateServe
         lead = await leader.lookup(join(fingerprint), soon())
         assert lead is not None
         waiter = asyncio.create_task(other.lookup(join(fingerprint, wait_ms_max=15_000), soon()))
-        async with asyncio.timeout(5):
-            while not two.upkeep._waits.flights:
-                await asyncio.sleep(0.01)
+        await until(lambda: bool(two.upkeep._waits.flights))
         await asyncio.to_thread(own_server.kill)
         await ready_at(two.server.address, want=NOT_SERVING)
         await start_again(own_server)
@@ -104,8 +106,7 @@ async def test_the_cache_waits_for_a_postgresql_that_comes_late(own_server: Priv
     stop = asyncio.Event()
     serving = asyncio.create_task(cache.serve(stop))
     try:
-        while cache.server.port == 0:
-            await asyncio.sleep(0.01)
+        await until(lambda: cache.server.port != 0)
         await ready_at(cache.server.address, want=NOT_SERVING)
         assert cache.health.waiting_for == ["postgres"]
         await start_again(own_server)

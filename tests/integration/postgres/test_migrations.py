@@ -2,6 +2,8 @@ import asyncio
 from pathlib import Path
 
 import asyncpg
+import pytest
+
 from penstock.core.postgres import (
     Migration,
     MigrationError,
@@ -9,7 +11,6 @@ from penstock.core.postgres import (
     read_migrations,
     schema_version,
 )
-import pytest
 
 ONE = Migration(1, "0001_one", "CREATE TABLE one (a integer); INSERT INTO one VALUES (1);")
 TWO = Migration(2, "0002_two", "ALTER TABLE one ADD COLUMN b integer;")
@@ -74,5 +75,5 @@ def test_a_gap_in_the_numbers_is_refused(tmp_path: Path) -> None:
 def test_a_misnamed_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "first.sql").touch()
 
-    with pytest.raises(MigrationError, match="first.sql"):
+    with pytest.raises(MigrationError, match=r"first\.sql"):
         read_migrations(tmp_path)

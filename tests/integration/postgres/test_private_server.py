@@ -2,11 +2,13 @@
 
 import asyncio
 import os
-from pathlib import Path
 import socket
 import stat
+from pathlib import Path
 
 import asyncpg
+import pytest
+
 from penstock.core import postgres, postgres_server
 from penstock.core.postgres_server import (
     PostgresServerError,
@@ -15,7 +17,6 @@ from penstock.core.postgres_server import (
     running_pid,
     server_home,
 )
-import pytest
 from support.postgres import free_port
 
 

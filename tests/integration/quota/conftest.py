@@ -1,4 +1,23 @@
-from support.ledger import ledger, ledger_dsn
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from penstock.core.postgres_server import PrivateServer
+from support.ledger import ledger, ledger_dsn, migrated_database
 from support.postgres import database_dsn, postgres_server
+from support.quota_process import QuotaProcess, quota_process
 
 __all__ = ["database_dsn", "ledger", "ledger_dsn", "postgres_server"]
+
+
+@pytest.fixture(scope="module")
+def module_dsn(postgres_server: PrivateServer) -> str:
+    return asyncio.run(migrated_database(postgres_server))
+
+
+@pytest.fixture
+async def quota(module_dsn: str, tmp_path: Path) -> AsyncIterator[QuotaProcess]:
+    async with quota_process(module_dsn, tmp_path) as running:
+        yield running

@@ -1,16 +1,17 @@
 """No overspend from several processes at once (LEDGER, I1; how it is proven, 2)."""
 
 import asyncio
-from pathlib import Path
 import random
+from pathlib import Path
 
 import grpc
+import pytest
+
 from penstock.core.ids import uuid7
 from penstock.core.postgres_server import PrivateServer
 from penstock.core.status import from_rpc_error
 from penstock.quota.audit import audit_dsn
 from penstock.quota.v1 import quota_pb2
-import pytest
 from support.ledger import Ledger, migrated_database, reserve, settle, told, void
 from support.quota_process import SERVICE, quota_process, reserve_request
 
@@ -63,7 +64,7 @@ async def test_many_batches_over_crossing_paths_never_deadlock_for_good(ledger: 
         for kind, account_id in (("org", org_id), ("team", team_id), ("key", key_id)):
             await ledger.budget(kind, account_id, 10**9)
         keys.append(key_id)
-    rng = random.Random(7)  # noqa: S311
+    rng = random.Random(7)
 
     async def worker() -> list[str]:
         answers = []

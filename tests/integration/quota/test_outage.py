@@ -5,15 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2
+
 from penstock.core.ids import uuid7
 from penstock.core.postgres_server import PrivateServer, remove
 from penstock.core.status import from_rpc_error
 from penstock.quota.audit import audit_dsn
 from penstock.quota.v1 import quota_pb2
-import pytest
 from support.ledger import migrated_database
-from support.postgres import fresh_database, free_port
+from support.postgres import free_port, fresh_database
 from support.quota_process import ADMIN, SERVICE, QuotaProcess, quota_process, reserve_request
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -145,10 +146,13 @@ async def test_a_watcher_hears_of_an_outage_and_does_not_take_silence_for_no_cha
         own_server.kill()
 
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            async with asyncio.timeout(5):
-                while True:
-                    await watch.read()
+            await asyncio.wait_for(_read_for_ever(watch), 5)
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def _read_for_ever(call) -> None:
+    while True:
+        await call.read()
 
 
 async def _accounts(quota: QuotaProcess) -> None:

@@ -62,11 +62,16 @@ async def environment(quota: FakeQuota, tmp_path: Path) -> AsyncIterator[dict[st
         "PENSTOCK_ROUTER_TOKEN": "router-token",
         "PENSTOCK_ROUTER_GRPC_LISTEN": f"127.0.0.1:{free_port()}",
         "PENSTOCK_ROUTER_HTTP_LISTEN": f"127.0.0.1:{free_port()}",
+        "PENSTOCK_ROUTER_METRICS_LISTEN": f"127.0.0.1:{free_port()}",
         "PENSTOCK_QUOTA_ADDRESS": quota._listen,
         "PENSTOCK_CACHE_ADDRESS": f"127.0.0.1:{free_port()}",
         "PENSTOCK_CAPACITY_ADDRESS": address,
     }
     await capacity.stop()
+
+
+def write(environment: Mapping[str, str], catalogue: str) -> None:
+    Path(environment["PENSTOCK_CONFIG"]).write_text(catalogue)
 
 
 async def ready(client: httpx.AsyncClient) -> None:
@@ -98,10 +103,14 @@ async def test_it_gets_ready_answers_reloads_and_drains(environment: dict[str, s
         )
         # No replica is there: nothing answers, and it says so.
         assert refused.status_code in (429, 503, 504)
-        path = Path(environment["PENSTOCK_CONFIG"])
-        path.write_text(CATALOGUE_YAML.replace("own:", "mine:"))
+        metrics = await client.get(
+            f"http://{environment['PENSTOCK_ROUTER_METRICS_LISTEN']}/metrics"
+        )
+        assert "penstock_requests_total{" in metrics.text
+        assert 404 == (await client.get("/metrics")).status_code
+        write(environment, CATALOGUE_YAML.replace("own:", "mine:"))
         async with asyncio.timeout(10):
-            while "mine" not in (await client.get("/v1/models")).text:
+            while "mine" not in (await client.get("/v1/models")).text:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(20):
@@ -132,7 +141,7 @@ async def test_it_is_not_ready_before_quota_has_spoken(
         await ready(client)
 
 
-@pytest.mark.parametrize("which", ["GRPC", "HTTP"])
+@pytest.mark.parametrize("which", ["GRPC", "HTTP", "METRICS"])
 async def test_port_in_use_is_a_clear_line_and_no_hang(
     environment: dict[str, str], which: str
 ) -> None:
@@ -158,7 +167,7 @@ async def test_faults_of_the_environment_are_told_together() -> None:
 
 
 async def test_faulty_catalogue_is_told_by_line(environment: dict[str, str]) -> None:
-    Path(environment["PENSTOCK_CONFIG"]).write_text("version: 2\nfoo: 1\n")
+    write(environment, "version: 2\nfoo: 1\n")
     async with running(environment) as process, asyncio.timeout(START_SECONDS):
         log = (await process.stderr.read()).decode()
         assert 1 == await process.wait()

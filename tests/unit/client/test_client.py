@@ -29,7 +29,7 @@ from penstock.type.v1.chat_pb2 import ChoiceDelta, Role, ToolCall
 from support.fronts import FrontHouse, front_house
 from support.ports import text_answer
 from support.quota_server import KEY
-from support.waiting import until
+from support.wait import until
 
 DOWN = AttemptFailed(UpstreamFailed("down"), billing=Billing.NOTHING, fall_back=False)
 

@@ -21,6 +21,7 @@ from penstock.core.batch_stream import BatchStream, Wire
 from penstock.core.channel import connect
 from penstock.core.errors import DeadlineExceeded, Unavailable
 from support.postgres import free_port
+from support.wait import until
 
 
 class Peer(cache_pb2_grpc.CacheServiceServicer):
@@ -31,7 +32,7 @@ class Peer(cache_pb2_grpc.CacheServiceServicer):
         self.results: asyncio.Queue[list[OperationResult] | None] = asyncio.Queue()
         self.streams = 0
 
-    async def Batch(self, request_iterator, context):
+    async def Batch(self, request_iterator, context):  # noqa: N802
         self.streams += 1
 
         async def read() -> None:
@@ -215,9 +216,7 @@ async def test_when_the_stream_breaks_what_is_in_flight_fails_and_a_new_one_open
         with pytest.raises(Unavailable) as broken:
             await task
         assert broken.value.reason == "PEER_UNAVAILABLE"
-    async with asyncio.timeout(5):
-        while peer.streams < 2:
-            await asyncio.sleep(0.005)
+    await until(lambda: peer.streams == 2)
     task = calling(stream, op())
     peer.answer(*await peer.next_batch())
     await task
@@ -230,15 +229,11 @@ async def test_while_the_peer_is_away_operations_are_refused_at_once_and_it_is_f
     async with stream_to(port) as stream:
         with pytest.raises(Unavailable):
             await stream.call(op(), timeout_seconds=5)
-        async with asyncio.timeout(5):
-            while not stream.down:
-                await asyncio.sleep(0.001)
+        await until(lambda: bool(stream.down))
         with pytest.raises(Unavailable, match="Connection refused"):
             await stream.call(op(), timeout_seconds=5)
         async with listening(peer, port):
-            async with asyncio.timeout(5):
-                while peer.streams == 0:
-                    await asyncio.sleep(0.005)
+            await until(lambda: peer.streams == 1)
             task = calling(stream, op())
             peer.answer(*await peer.next_batch())
             await task

@@ -52,6 +52,16 @@ async def test_the_first_token_goes_out_at_once() -> None:
     await messages.aclose()
 
 
+async def test_the_prompts_count_does_not_hold_up_the_first_token() -> None:
+    source = Source()
+    messages = coalesce(source.deltas(), window_seconds=NEVER_SECONDS)
+    source.put(Delta(prompt_tokens=5))
+    assert (await asyncio.wait_for(anext(messages), 5)).prompt_tokens == 5
+    source.put(token(1))
+    assert texts(await asyncio.wait_for(anext(messages), 5)) == {0: "t1 "}
+    await messages.aclose()
+
+
 async def test_what_comes_within_a_window_is_one_message_with_the_last_totals() -> None:
     source = Source()
     messages = coalesce(source.deltas(), window_seconds=0.05)

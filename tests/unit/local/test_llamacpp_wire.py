@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from penstock.core.errors import InvalidRequest
-from penstock.local.engines.llamacpp_wire import SEED_MASK, Tally, body_of, choice_delta
+from penstock.core.errors import CapacityExhausted, Internal, InvalidRequest, PenstockError
+from penstock.local.engines.llamacpp_wire import SEED_MASK, Tally, body_of, choice_delta, error_of
 from penstock.type.v1 import chat_pb2
 
 
@@ -112,6 +112,14 @@ def test_a_tool_call_piece_is_carried_over() -> None:
         index=1,
         tool_calls=[chat_pb2.ToolCallDelta(index=0, id="c", name="f", arguments_json='{"a"')],
     )
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [(400, InvalidRequest), (503, CapacityExhausted), (429, CapacityExhausted), (500, Internal)],
+)
+def test_an_error_is_blamed_on_whose_it_is(code: int, kind: type[PenstockError]) -> None:
+    assert type(error_of({"code": code, "message": "why"}, field="input.prompt")) is kind
 
 
 def test_a_chunk_without_content_is_nothing() -> None:

@@ -69,10 +69,10 @@ class Stand:
             setattr(request.input, name, value)
         return [m async for m in self.replica.Generate(request, context)]
 
-    async def until_running(self, requests: int) -> None:
-        async with asyncio.timeout(5):
-            while self.engine.running < requests:
-                await asyncio.sleep(0)
+    async def until_running(self) -> None:
+        """A request has reached the engine since the last time."""
+        await asyncio.wait_for(self.engine.began.wait(), 5)
+        self.engine.began.clear()
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def stand() -> Stand:
 async def test_an_answer_ends_with_usage_and_load(stand: Stand) -> None:
     context = Context()
     asked = asyncio.create_task(stand.generate(context))
-    await stand.until_running(1)
+    await stand.until_running()
     stand.engine.release(2)
     messages = await asked
     assert context.code is None
@@ -106,7 +106,7 @@ async def test_without_the_routers_token_nothing_is_done(stand: Stand, token: st
 
 async def test_over_slots_and_queue_is_refused_with_reason_and_retry(stand: Stand) -> None:
     held = [asyncio.create_task(stand.generate(Context())) for _ in range(2)]
-    await stand.until_running(1)
+    await stand.until_running()
     await asyncio.sleep(0)
     context = Context()
     assert await stand.generate(context) == []
@@ -121,7 +121,7 @@ async def test_over_slots_and_queue_is_refused_with_reason_and_retry(stand: Stan
     assert retry.retry_delay.ToMilliseconds() > 0
     stand.engine.release(2)
     await held[0]
-    await stand.until_running(1)
+    await stand.until_running()
     stand.engine.release(2)
     assert (await held[1])[-1].usage.completion_tokens == 2
 
@@ -135,7 +135,7 @@ async def test_max_tokens_must_be_set(stand: Stand) -> None:
 
 async def test_a_hang_up_closes_the_engine_and_frees_the_slot(stand: Stand) -> None:
     asked = asyncio.create_task(stand.generate(Context(), max_tokens=100))
-    await stand.until_running(1)
+    await stand.until_running()
     stand.engine.release(1)
     asked.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -149,7 +149,7 @@ async def test_a_dead_engine_is_unavailable_and_the_process_ends(stand: Stand) -
     stand.engine.error = engine_dead("it crashed")
     context = Context()
     asked = asyncio.create_task(stand.generate(context))
-    await stand.until_running(1)
+    await stand.until_running()
     stand.engine.release(1)
     assert await asked == []
     assert context.code is grpc.StatusCode.UNAVAILABLE
@@ -171,7 +171,7 @@ async def test_an_unexpected_error_keeps_its_text_to_itself(stand: Stand) -> Non
     stand.engine.error = ZeroDivisionError("the prompt was: …")  # type: ignore[assignment]
     context = Context()
     asked = asyncio.create_task(stand.generate(context))
-    await stand.until_running(1)
+    await stand.until_running()
     stand.engine.release(1)
     await asked
     assert context.code is grpc.StatusCode.INTERNAL

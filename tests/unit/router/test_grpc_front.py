@@ -20,7 +20,7 @@ from penstock.type.v1.chat_pb2 import ChatInput, ChoiceDelta
 from support.chat import chat, user
 from support.fronts import FrontHouse, RpcError, front_house, metadata
 from support.ports import text_answer
-from support.waiting import until
+from support.wait import until
 
 ASK = GenerateRequest(model="auto", input=chat())
 PINNED = GenerateRequest(model="local/small", input=chat())
@@ -285,5 +285,5 @@ async def test_drain_cuts_off_after_the_grace_with_a_status(house: FrontHouse) -
         await house.fronts.drain(0.05)
     with pytest.raises(RpcError) as caught:
         await call.read()
-    assert "CANCELLED" == from_rpc_error(caught.value).reason
+    assert "ROUTER_DRAINING" == from_rpc_error(caught.value).reason
     assert ["CLIENT_GONE"] == await house.resolved()

@@ -30,6 +30,7 @@ from penstock.router import ledger as ledger_module
 from penstock.router.ledger import QuotaLedger, error_of
 from support.fault_quota import Fault, FaultyQuota, ledger_at, serving
 from support.postgres import free_port
+from support.wait import until
 
 
 @pytest.fixture
@@ -64,9 +65,7 @@ def soon() -> Deadline:
 
 
 async def resolved(ledger: QuotaLedger) -> None:
-    async with asyncio.timeout(10):
-        while ledger.resolving:
-            await asyncio.sleep(0.005)
+    await until(lambda: ledger.resolving == 0)
 
 
 async def test_reserve_and_settle_in_one_message_each(ledger, quota) -> None:
@@ -137,9 +136,7 @@ async def test_a_reserve_ends_at_the_requests_deadline_and_is_voided(ledger, quo
 async def test_a_reserve_that_is_cancelled_in_flight_is_voided(ledger, quota) -> None:
     quota.faults = once(Fault.SILENCE, "reserve")
     task = asyncio.create_task(ledger.reserve(hold(100), soon()))
-    async with asyncio.timeout(5):
-        while not quota.seen:
-            await asyncio.sleep(0.005)
+    await until(lambda: bool(quota.seen))
     assert quota.held_nano_usd == 100
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -154,8 +151,7 @@ async def test_a_reserve_that_never_left_is_not_voided(monkeypatch) -> None:
         # The first operations may leave into a stream that only then proves to be dead.
         with pytest.raises(Unavailable):
             await ledger.reserve(hold(), soon())
-        while not ledger._stream.down:
-            await asyncio.sleep(0.005)
+        await until(lambda: bool(ledger._stream.down))
         before = ledger.resolving
         with pytest.raises((Unavailable, DeadlineExceeded)):
             await ledger.reserve(hold(), Deadline.after(0.001))
@@ -240,7 +236,7 @@ async def test_drain_waits_for_what_is_being_resolved_and_tells_what_is_left(quo
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_after_any_faults_the_books_agree_with_what_the_callers_know(quota, seed) -> None:
-    """Lost answers, breaks, repeats and cancellations: nothing stays held, nothing is posted twice."""
+    """Lost answers, breaks, repeats, cancellations: nothing stays held or is posted twice."""
     chance = random.Random(seed)
     faults = [Fault.NONE] * 40 + [Fault.BREAK, Fault.LOSE, Fault.AWAY, Fault.TWICE]
     quota.faults = lambda _: chance.choice(faults)

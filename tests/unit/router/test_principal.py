@@ -9,7 +9,7 @@ from penstock.quota.v1.quota_pb2 import Principal
 from penstock.router import principal as principals
 from penstock.router.principal import BELIEVED_SECONDS, Principals
 from support.quota_server import KEY, METADATA, FakeQuota, digest
-from support.waiting import until
+from support.wait import until
 
 
 class Clock:

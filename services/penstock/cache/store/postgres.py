@@ -28,6 +28,12 @@ EVICT_TO_PERCENT = 90
 _SWEEP_LOCK = 0x70656E63
 """One process sweeps at a time; the others have nothing to add."""
 
+_BUSY = (
+    asyncpg.QueryCanceledError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.DeadlockDetectedError,
+)
+
 T = TypeVar("T")
 
 
@@ -35,7 +41,7 @@ async def _told(call: Awaitable[T]) -> T:
     try:
         return await call
     except Exception as error:
-        if is_outage(error) or isinstance(error, asyncpg.QueryCanceledError):
+        if is_outage(error) or isinstance(error, _BUSY):
             raise Unavailable(
                 f"the cache's PostgreSQL does not answer ({type(error).__name__}); try again",
                 reason="STORE_UNAVAILABLE",
@@ -94,7 +100,7 @@ class PostgresStore:
                     SELECT f.ctid FROM flights f
                     JOIN unnest($2::text[], $3::bytea[], $4::uuid[])
                         AS g (org_id, fingerprint, token) USING (org_id, fingerprint, token)
-                    ORDER BY f.org_id, f.fingerprint FOR UPDATE OF f
+                    ORDER BY f.org_id COLLATE "C", f.fingerprint FOR UPDATE OF f
                 ), ended AS (
                     DELETE FROM flights WHERE ctid IN (SELECT ctid FROM locked)
                     RETURNING token, shared
@@ -114,7 +120,7 @@ class PostgresStore:
                     SELECT f.ctid FROM flights f
                     JOIN unnest($1::text[], $2::bytea[], $3::uuid[])
                         AS g (org_id, fingerprint, token) USING (org_id, fingerprint, token)
-                    ORDER BY f.org_id, f.fingerprint FOR UPDATE OF f
+                    ORDER BY f.org_id COLLATE "C", f.fingerprint FOR UPDATE OF f
                 )
                 UPDATE flights
                 SET lease_expires_at = clock_timestamp() + make_interval(secs => $4 / 1000.0)
@@ -147,7 +153,7 @@ class PostgresStore:
                     SELECT e.ctid FROM entries e
                     JOIN unnest($1::text[], $2::bytea[]) AS g (org_id, fingerprint)
                         USING (org_id, fingerprint)
-                    ORDER BY e.org_id, e.fingerprint FOR UPDATE OF e
+                    ORDER BY e.org_id COLLATE "C", e.fingerprint FOR UPDATE OF e
                 )
                 UPDATE entries SET used_at = clock_timestamp()
                 WHERE ctid IN (SELECT ctid FROM locked)

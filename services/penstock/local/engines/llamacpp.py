@@ -55,6 +55,9 @@ class LlamaCppEngine:
         # One thread a running request (a request takes at least one slot).
         self._pool = ThreadPoolExecutor(settings.slots, "llamacpp")
         self._prober = ThreadPoolExecutor(1, "llamacpp-probe")
+        # llama.cpp reads prompts one after the other and tells a waiting one nothing, so that it
+        # could not be cancelled: here it can.
+        self._prefill = asyncio.Lock()
         self._tokens_per_second = 0.0
         self._closing = False
 
@@ -89,8 +92,22 @@ class LlamaCppEngine:
     async def generate(
         self, chat: chat_pb2.ChatInput, *, request_id: str
     ) -> AsyncGenerator[Delta, None]:
-        self._demand_alive()
         call = _Call(chat, asyncio.get_running_loop())
+        turn = _Turn(self._prefill)
+        await turn.begin()
+        try:
+            async with contextlib.aclosing(self._run(call, chat, request_id)) as deltas:
+                async for delta in deltas:
+                    if delta.completion_tokens:
+                        turn.end()
+                    yield delta
+        finally:
+            turn.end()
+
+    async def _run(
+        self, call: "_Call", chat: chat_pb2.ChatInput, request_id: str
+    ) -> AsyncGenerator[Delta, None]:
+        self._demand_alive()
         tally = wire.Tally(choice_count(chat))
         work = asyncio.get_running_loop().run_in_executor(
             self._pool, call.run, self._server, request_id
@@ -148,6 +165,23 @@ class LlamaCppEngine:
         del server
         self._pool.shutdown(wait=False)
         self._prober.shutdown(wait=False)
+
+
+class _Turn:
+    """A request's turn to have its prompt read; ended once, by the first token or by the end."""
+
+    def __init__(self, lock: asyncio.Lock) -> None:
+        self._lock = lock
+        self._is_mine = False
+
+    async def begin(self) -> None:
+        await self._lock.acquire()
+        self._is_mine = True
+
+    def end(self) -> None:
+        if self._is_mine:
+            self._is_mine = False
+            self._lock.release()
 
 
 class _Call:

@@ -4,11 +4,21 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from penstock.core.errors import FieldViolation, InvalidRequest
+from penstock.core.errors import (
+    CapacityExhausted,
+    FieldViolation,
+    Internal,
+    InvalidRequest,
+    PenstockError,
+)
 from penstock.local.engines.base import choice_count, context_exceeded
 from penstock.type.v1 import chat_pb2
 
 Json = dict[str, Any]
+
+OVERLOADED_CODES = (429, 503)
+FAULT_CODES_FROM = 500
+"""HTTP's codes, which llama.cpp's server uses in its error objects."""
 
 SEED_MASK = 0x7FFFFFFF
 """llama.cpp seeds are uint32, and 0xFFFFFFFF means "at random": keep well below it."""
@@ -52,7 +62,7 @@ def body_of(chat: chat_pb2.ChatInput) -> Json:
         "n": choice_count(chat),
     }
     for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty"):
-        if chat.HasField(name):  # type: ignore[arg-type]
+        if chat.HasField(name):
             body[name] = getattr(chat, name)
     if chat.HasField("seed"):
         body["seed"] = chat.seed & SEED_MASK
@@ -153,15 +163,21 @@ def _json(text: str, field: str) -> Json:
     return value
 
 
-def error_of(error: Mapping[str, Any], *, field: str) -> InvalidRequest:
-    """llama.cpp's error object, which it sends for requests that it refuses."""
+def error_of(error: Mapping[str, Any], *, field: str) -> PenstockError:
+    """llama.cpp's error object, which it sends in place of a chunk."""
     if error.get("type") == "exceed_context_size_error":
         return context_exceeded(
             prompt_tokens=int(error.get("n_prompt_tokens", 0)),
             context_tokens=int(error.get("n_ctx", 0)),
             field=field,
         )
-    return InvalidRequest(f"llama.cpp refuses the request: {error.get('message', error)}")
+    message = error.get("message", error)
+    code = int(error.get("code", 400))
+    if code in OVERLOADED_CODES:
+        return CapacityExhausted(f"llama.cpp takes no more: {message}")
+    if code >= FAULT_CODES_FROM:
+        return Internal(f"llama.cpp failed: {message}")
+    return InvalidRequest(f"llama.cpp refuses the request: {message}")
 
 
 def choice_delta(choice: Mapping[str, Any]) -> chat_pb2.ChoiceDelta | None:

@@ -52,6 +52,8 @@ class LocalServiceServicer(object):
     def Generate(self, request, context):
         """Codes: RESOURCE_EXHAUSTED slots and queue are full (in milliseconds; nothing was generated);
         INVALID_ARGUMENT the engine refuses the request; UNAVAILABLE the engine is dead.
+        The text of an error is `REASON: message`; its google.rpc.Status (ErrorInfo, BadRequest,
+        RetryInfo) comes in the trailers as usual.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

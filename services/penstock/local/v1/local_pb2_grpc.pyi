@@ -36,6 +36,8 @@ class LocalServiceStub:
     Generate: _grpc.UnaryStreamMultiCallable[_local_pb2.GenerateRequest, _local_pb2.GenerateResponse]
     """Codes: RESOURCE_EXHAUSTED slots and queue are full (in milliseconds; nothing was generated);
     INVALID_ARGUMENT the engine refuses the request; UNAVAILABLE the engine is dead.
+    The text of an error is `REASON: message`; its google.rpc.Status (ErrorInfo, BadRequest,
+    RetryInfo) comes in the trailers as usual.
     """
     Stats: _grpc.UnaryUnaryMultiCallable[_local_pb2.StatsRequest, _local_pb2.StatsResponse]
 
@@ -45,6 +47,8 @@ class LocalServiceAsyncStub(LocalServiceStub):
     Generate: _aio.UnaryStreamMultiCallable[_local_pb2.GenerateRequest, _local_pb2.GenerateResponse]  # type: ignore[assignment]
     """Codes: RESOURCE_EXHAUSTED slots and queue are full (in milliseconds; nothing was generated);
     INVALID_ARGUMENT the engine refuses the request; UNAVAILABLE the engine is dead.
+    The text of an error is `REASON: message`; its google.rpc.Status (ErrorInfo, BadRequest,
+    RetryInfo) comes in the trailers as usual.
     """
     Stats: _aio.UnaryUnaryMultiCallable[_local_pb2.StatsRequest, _local_pb2.StatsResponse]  # type: ignore[assignment]
 
@@ -57,6 +61,8 @@ class LocalServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_local_pb2.GenerateResponse], _abc.AsyncIterator[_local_pb2.GenerateResponse]]:
         """Codes: RESOURCE_EXHAUSTED slots and queue are full (in milliseconds; nothing was generated);
         INVALID_ARGUMENT the engine refuses the request; UNAVAILABLE the engine is dead.
+        The text of an error is `REASON: message`; its google.rpc.Status (ErrorInfo, BadRequest,
+        RetryInfo) comes in the trailers as usual.
         """
 
     @_abc_1.abstractmethod

@@ -1,5 +1,6 @@
 """The ledger's PostgreSQL as the stores see it: one pool, outages told as such, its version."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ LOCK_TIMEOUT_MS = 2_000
 """What an administrator's slow transaction can stall one organisation's batch for."""
 STATEMENT_TIMEOUT_MS = 10_000
 ACQUIRE_TIMEOUT_SECONDS = 5.0
+CHECK_TIMEOUT_SECONDS = 3.0
+"""A database that does not answer so small a question within this is not ready."""
 BUSY_RETRY_SECONDS = 0.2
 OUTAGE_RETRY_SECONDS = 1.0
 
@@ -70,9 +73,9 @@ class Database:
     async def is_current(self) -> bool:
         """Whether PostgreSQL answers and the schema is the one that this program was made for."""
         try:
-            async with self.connection() as connection:
+            async with asyncio.timeout(CHECK_TIMEOUT_SECONDS), self.connection() as connection:
                 return await postgres.schema_version(connection) == len(MIGRATIONS)
-        except errors.Unavailable:
+        except (errors.Unavailable, TimeoutError):
             return False
 
 

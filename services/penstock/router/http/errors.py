@@ -91,4 +91,6 @@ def _type_of(error: PenstockError) -> str:
 
 
 def _param_of(error: PenstockError) -> str | None:
+    if error.reason == "CONTEXT_LENGTH_EXCEEDED":
+        return "messages"
     return "model" if error.reason.startswith("MODEL_") else None

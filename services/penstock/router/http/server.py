@@ -33,10 +33,19 @@ class HttpServer:
 
     Attributes:
         port: The real one after `start`, where `listen` asked for :0.
+        variable: What sets `listen`; named where the port is taken.
     """
 
-    def __init__(self, listen: str, app: Starlette, drain_seconds: float = DRAIN_SECONDS) -> None:
+    def __init__(
+        self,
+        listen: str,
+        app: Starlette,
+        *,
+        variable: str = "PENSTOCK_ROUTER_HTTP_LISTEN",
+        drain_seconds: float = DRAIN_SECONDS,
+    ) -> None:
         self._listen = listen
+        self._variable = variable
         self.port = 0
         self._server = _Quiet(
             uvicorn.Config(
@@ -60,7 +69,7 @@ class HttpServer:
         Raises:
             PortInUse: another process listens there.
         """
-        listener = _bind(self._listen)
+        listener = _bind(self._listen, self._variable)
         self.port = listener.getsockname()[1]
         self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
         while not self._server.started:
@@ -82,7 +91,7 @@ class HttpServer:
         await self._task
 
 
-def _bind(listen: str) -> socket.socket:
+def _bind(listen: str, variable: str) -> socket.socket:
     host, _, port = listen.rpartition(":")
     host = host.strip("[]")
     try:
@@ -99,6 +108,6 @@ def _bind(listen: str) -> socket.socket:
     except (OSError, ValueError) as error:
         raise PortInUse(
             f"cannot listen on {listen} for HTTP: {error}. Stop what uses the port, or set "
-            "PENSTOCK_ROUTER_HTTP_LISTEN to another."
+            f"{variable} to another."
         ) from None
     return listener

@@ -1,0 +1,174 @@
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+
+import pytest
+
+from penstock.core.clock import SystemClock
+from penstock.core.deadline import Deadline
+from penstock.core.errors import (
+    Cancelled,
+    CapacityExhausted,
+    DeadlineExceeded,
+    UpstreamFailed,
+)
+from penstock.router import running as limits
+from penstock.router.events import Delta, Done, Event, Started
+from penstock.router.running import Registry, Running
+from penstock.router.v1.router_pb2 import Receipt
+from penstock.type.v1.chat_pb2 import ChoiceDelta, Usage
+from support.wait import until
+
+STARTED = Started("req_1", "local", "small", 1)
+DONE = Done(Usage(), Receipt())
+Flow = AsyncGenerator[Event, None]
+
+
+def delta(text: str = "a") -> Delta:
+    return Delta([ChoiceDelta(content=text)])
+
+
+def started(flow: Flow, seconds: float = 10) -> Running:
+    return Running(flow, Deadline.after(seconds, SystemClock()))
+
+
+class Script:
+    """A flow in the test's hand: it yields what is put, and remembers how it ended."""
+
+    def __init__(self) -> None:
+        self.events: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
+        self.given = 0
+        self.ended: BaseException | str | None = None
+
+    async def flow(self, tidy: Callable[[], asyncio.Future[None]] | None = None) -> Flow:
+        try:
+            while (event := await self.events.get()) is not None:
+                if isinstance(event, Exception):
+                    raise event  # noqa: TRY301 - the script says so
+                self.given += 1
+                yield event
+            if tidy is not None:
+                await tidy()
+            self.ended = "whole"
+        except BaseException as error:
+            self.ended = error
+            raise
+
+    def put(self, *events: Event | Exception | None) -> None:
+        for event in events:
+            self.events.put_nowait(event)
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+async def test_first_token_comes_at_once_and_then_deltas_gather(script: Script) -> None:
+    running = started(script.flow())
+    script.put(STARTED)
+    assert [STARTED] == await running.batch()
+    script.put(delta("first"))
+    before = asyncio.get_running_loop().time()
+    assert [delta("first")] == await running.batch()
+    assert asyncio.get_running_loop().time() - before < limits.COALESCE_SECONDS / 2
+    script.put(*[delta()] * 10)
+    await until(lambda: script.given == 12)
+    script.put(*[delta()] * 10)
+    batch = await running.batch()
+    assert 20 == len(batch)
+    assert asyncio.get_running_loop().time() - before >= limits.COALESCE_SECONDS
+    running.close()
+
+
+async def test_end_is_not_held_back(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "COALESCE_SECONDS", 60)
+    running = started(script.flow())
+    script.put(STARTED, delta())
+    await until(lambda: script.given == 2)
+    await running.batch()
+    waiting = asyncio.create_task(running.batch())
+    script.put(delta(), DONE, None)
+    async with asyncio.timeout(5):
+        assert [delta(), DONE] == await waiting
+        assert [] == await running.batch()
+
+
+async def test_error_comes_after_what_came_before_it(script: Script) -> None:
+    running = started(script.flow())
+    script.put(STARTED, delta(), UpstreamFailed("down"))
+    await until(lambda: script.ended)
+    assert [STARTED, delta()] == await running.batch()
+    for _ in range(2):
+        with pytest.raises(UpstreamFailed):
+            await running.batch()
+
+
+async def test_slow_reader_holds_the_upstream_back(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "WAITING_MAX", 5)
+    running = started(script.flow())
+    script.put(STARTED, *[delta()] * 20, DONE, None)
+    await until(lambda: script.given == 5)
+    await asyncio.sleep(0.01)
+    assert 5 == script.given
+    read = []
+    while batch := await running.batch():
+        assert len(batch) <= 6
+        read += batch
+    assert 22 == len(read)
+
+
+async def test_close_cancels_the_flow_once_and_lets_it_tidy_up(script: Script) -> None:
+    running = started(script.flow())
+    script.put(STARTED)
+    await running.batch()
+    running.close()
+    running.close()
+    with pytest.raises(Cancelled):
+        await running.batch()
+    assert isinstance(script.ended, asyncio.CancelledError)
+
+
+async def test_close_leaves_a_flow_alone_whose_receipt_is_there(script: Script) -> None:
+    gate = asyncio.get_running_loop().create_future()
+    running = started(script.flow(lambda: gate))
+    script.put(STARTED, DONE, None)
+    await until(lambda: script.given == 2)
+    assert [STARTED, DONE] == await running.batch()
+    running.close()
+    gate.set_result(None)
+    await running.task
+    assert "whole" == script.ended
+
+
+async def test_deadline_ends_a_flow_that_does_not_keep_it(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "DEADLINE_GRACE_SECONDS", 0.01)
+    running = started(script.flow(), seconds=0.01)
+    with pytest.raises(DeadlineExceeded):
+        await running.batch()
+    assert isinstance(script.ended, asyncio.CancelledError)
+
+
+async def test_time_out_within_the_flow_is_not_told_as_the_deadline(script: Script) -> None:
+    running = started(script.flow())
+    script.put(TimeoutError("a bug"))
+    with pytest.raises(TimeoutError, match="a bug"):
+        await running.batch()
+
+
+async def test_registry_bounds_what_is_under_way(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "RUNNING_MAX", 1)
+    registry = Registry()
+    deadline = Deadline.after(10, SystemClock())
+    running = registry.start(script.flow(), deadline)
+    with pytest.raises(CapacityExhausted) as caught:
+        registry.start(Script().flow(), deadline)
+    assert "ROUTER_FULL" == caught.value.reason
+    running.close()
+    await registry.drain(5)
+    assert 0 == len(registry)
