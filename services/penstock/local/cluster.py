@@ -64,6 +64,11 @@ class HeadSettings:
         return self.folder / "head"
 
     @property
+    def ray_folder(self) -> Path:
+        """Ray opens it to everybody on the machine; the folder around it stays ours alone."""
+        return self.folder / "r"
+
+    @property
     def api_url(self) -> str:
         return f"http://127.0.0.1:{self.ports.dashboard}"
 
@@ -116,7 +121,7 @@ def head_command(settings: HeadSettings) -> list[str]:
         "--max-worker-port=0",
         f"--num-cpus={settings.cpus}",
         f"--object-store-memory={OBJECT_STORE_BYTES}",
-        f"--temp-dir={settings.folder}",
+        f"--temp-dir={settings.ray_folder}",
     ]
 
 
@@ -174,9 +179,12 @@ class Head:
         """Ends every process of this head and removes its folder. Safe to call twice."""
         # Ray's own way down takes 15 s and leaves agents behind. There is nothing to save: routers
         # have drained before, and what a head knows is made anew at each start.
-        await asyncio.to_thread(self._kill_all)
         if self._child is not None:
+            # Before the others: psutil would take its exit status away from the event loop.
+            if self._child.returncode is None:
+                self._child.kill()
             await self._child.wait()
+        await asyncio.to_thread(self._kill_all)
         await asyncio.to_thread(shutil.rmtree, self._settings.folder, ignore_errors=True)
         if self._block is not None:
             self._block.release()
@@ -189,6 +197,7 @@ class Head:
         try:
             self._settings.folder.mkdir(mode=0o700)
             self._settings.working_folder.mkdir()
+            self._settings.ray_folder.mkdir()
         except OSError as error:
             raise HeadFailed(f"cannot make the folder of the Ray head: {error}") from None
 

@@ -41,7 +41,7 @@ def working_in(folder: Path) -> list[psutil.Process]:
 
 
 def kill(processes: Sequence[psutil.Process], *, timeout_seconds: float) -> None:
-    """SIGKILL; returns when they are gone. Blocks."""
+    """SIGKILL; returns when they are gone. Blocks. None may be a child that a loop waits for."""
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.kill()

@@ -102,7 +102,7 @@ def test_a_head_is_private_and_does_not_show_its_secrets() -> None:
     assert environment["RAY_SERVE_ENABLE_DIRECT_INGRESS"] == "1"
     assert "secret" not in repr(settings)
     # Ray's sockets: <folder>/session_<27 characters>_<pid>/sockets/plasma_store; at most 107.
-    assert len(str(settings.folder)) < 50
+    assert len(str(settings.ray_folder)) < 50
 
 
 async def test_a_taken_port_is_told_with_the_remedy() -> None:
