@@ -79,7 +79,8 @@ pip_install() { # LOCK [pip's options…]
 }
 
 digest=$(cat "$lock" "${bare_locks[@]:-/dev/null}" pyproject.toml | sha256sum | cut -d' ' -f1)
-works() { "$venv/bin/python" -c 'import pip' 2>/dev/null; }
+# Its scripts name the place where it was made: an environment that was moved or copied does not work.
+works() { "$venv/bin/python" -c 'import pip' 2>/dev/null && "$venv/bin/pip" --version >/dev/null 2>&1; }
 if [ ! -e "$making" ] && [ "$(cat "$marker" 2>/dev/null)" = "$digest" ] && works; then
     exit 0
 fi

@@ -1,6 +1,7 @@
 """A private Ray head on one machine: started as a child, ended alone, nothing else touched."""
 
 import asyncio
+import contextlib
 import math
 import os
 import shutil
@@ -181,7 +182,7 @@ class Head:
         # have drained before, and what a head knows is made anew at each start.
         if self._child is not None:
             # Before the others: psutil would take its exit status away from the event loop.
-            if self._child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
                 self._child.kill()
             await self._child.wait()
         await asyncio.to_thread(self._kill_all)

@@ -174,7 +174,7 @@ BEGIN
         SELECT unnest(r_ids) AS id
         UNION
         SELECT h.id FROM reservations h
-        WHERE h.state = 'held' AND h.org_id = ANY (orgs) AND h.expires_at < moment - interval '1 day'
+        WHERE h.state = 'held' AND h.org_id = ANY (orgs) AND h.expires_at <= moment
             AND h.bucket_ids <@ b_ids
     ) AS w
     LEFT JOIN reservations x ON x.id = w.id;
