@@ -39,7 +39,7 @@ class Ledger(Protocol):
         ...
 
     async def settle(self, request: SettleRequest, traceparent: str = "") -> bool:
-        """Posts. True: the ledger has it. False: it is not reachable now, and goes on being told."""
+        """Posts. True: the ledger has it. False: it is out of reach, and goes on being told."""
         ...
 
     async def void(self, request: VoidRequest, traceparent: str = "") -> bool:

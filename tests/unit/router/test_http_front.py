@@ -21,7 +21,6 @@ from penstock.type.v1.chat_pb2 import (
     Usage,
 )
 from support.fronts import FrontHouse, front_house
-from support.ports import ScriptedBackend, text_answer
 from support.quota_server import KEY
 from support.wait import until
 
@@ -340,68 +339,6 @@ async def test_health_and_readiness(house: FrontHouse, http: httpx.AsyncClient) 
     unready = await http.get("/readyz")
     assert (503, ["accepting"]) == (unready.status_code, unready.json()["waiting_for"])
     assert 200 == (await http.get("/healthz")).status_code
-
-
-async def test_drain_lets_a_stream_end_and_refuses_new_requests(
-    house: FrontHouse, http: httpx.AsyncClient
-) -> None:
-    gate = asyncio.Event()
-
-    class Gated(ScriptedBackend):
-        async def generate(self, call):
-            yield Chunk([ChoiceDelta(content="one ")])
-            await gate.wait()
-            for chunk in text_answer("two"):
-                yield chunk
-
-    house.local.generate = Gated([]).generate
-    body = {"model": "local/small", "messages": HELLO, "stream": True}
-    async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
-        lines = answer.aiter_lines()
-        async for line in lines:
-            if "one " in line:
-                break
-        drain = asyncio.create_task(house.fronts.drain(5))
-        await until(lambda: not house.health.ready)
-        assert "ROUTER_DRAINING" == await refusal_until_closed(house, body)
-        gate.set()
-        text = "\n".join([line async for line in lines])
-    assert "two" in text
-    assert text.rstrip().endswith("data: [DONE]")
-    async with asyncio.timeout(5):
-        await drain
-    assert {} == house.ledger.held
-
-
-async def test_drain_cuts_off_what_outlives_the_grace_and_settles_it(
-    house: FrontHouse, http: httpx.AsyncClient
-) -> None:
-    house.local.script = [Chunk([ChoiceDelta(content="a")]), None]
-    body = {"model": "local/small", "messages": HELLO, "stream": True}
-    async with http.stream("POST", "/v1/chat/completions", json=body) as answer:
-        lines = answer.aiter_lines()
-        async for line in lines:
-            if '"a"' in line:
-                break
-        async with asyncio.timeout(5):
-            await house.fronts.drain(0.05)
-        text = "\n".join([line async for line in lines])
-    assert '"ROUTER_DRAINING"' in text
-    assert ["CLIENT_GONE"] == await house.resolved()
-
-
-async def refusal_until_closed(house: FrontHouse, body: dict) -> str:
-    """What new requests are told while the port closes, which takes a moment."""
-    told = "ROUTER_DRAINING"
-    headers = {"authorization": f"Bearer {KEY}"}
-    async with asyncio.timeout(2), httpx.AsyncClient(headers=headers) as other:
-        try:
-            while told == "ROUTER_DRAINING":
-                answer = await other.post(f"{house.url}/v1/chat/completions", json=body)
-                told = answer.json()["penstock"]["reason"]
-        except httpx.TransportError:
-            pass
-    return told
 
 
 async def test_port_in_use_is_said_with_the_remedy() -> None:

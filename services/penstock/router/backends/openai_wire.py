@@ -188,7 +188,7 @@ def deltas_of(chunk: Any) -> list[chat_pb2.ChoiceDelta]:
 
 def _delta(choice: Any) -> chat_pb2.ChoiceDelta:
     # A chunk of /completions has `text` in place of a delta.
-    delta = getattr(choice, "delta", None)
+    delta: Any = getattr(choice, "delta", None)
     is_raw = delta is None
     finish = choice.finish_reason
     return chat_pb2.ChoiceDelta(
