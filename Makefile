@@ -78,8 +78,8 @@ test-unit: env-dev ## Unit and property tests, and the tidiness of the tree
 	@$(BIN)/pytest tests/unit tests/property tests/test_tidy.py -m 'not vllm' $(ARGS)
 
 .PHONY: test-vllm
-test-vllm: env-vllm ## The vLLM engine, on this CPU
-	@$(VLLM_VENV)/bin/python -m pytest tests/vllm tests/contract/engine -m vllm $(ARGS)
+test-vllm: env-vllm ## The vLLM engine, on this CPU (about 6 minutes)
+	@PENSTOCK_MODEL_CACHE=$(abspath $(STATE))/models $(VLLM_VENV)/bin/python -m pytest -W default -m vllm tests/contract/engine tests/vllm $(ARGS)
 
 .PHONY: check
 check: env-dev lint types protos-check tidy ## Format, lint, types, protos, tidiness, unit tests (under 5 minutes)
