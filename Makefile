@@ -81,6 +81,10 @@ test-unit: env-dev ## Unit and property tests, and the tidiness of the tree
 test-vllm: env-vllm ## The vLLM engine, on this CPU (about 6 minutes)
 	@PENSTOCK_MODEL_CACHE=$(abspath $(STATE))/models $(VLLM_VENV)/bin/python -m pytest -W default -m vllm tests/contract/engine tests/vllm $(ARGS)
 
+.PHONY: measure-cancel
+measure-cancel: env ## How long the local model goes on after a client has hung up, in decode and in prefill
+	@$(BIN)/python -m tests.load.cancel_bound $(ARGS)
+
 .PHONY: check
 check: env-dev lint types protos-check tidy ## Format, lint, types, protos, tidiness, unit tests (under 5 minutes)
 	@$(BIN)/pytest tests/unit -m 'not vllm' $(ARGS)

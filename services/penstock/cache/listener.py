@@ -70,7 +70,8 @@ class Listener:
             await self._ready(True)
             while not lost.is_set():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(lost.wait(), PING_SECONDS)
+                    async with asyncio.timeout(PING_SECONDS):
+                        await lost.wait()
                 if not lost.is_set():
                     await connection.execute("SELECT 1")
         finally:

@@ -76,7 +76,8 @@ class Upkeep:
 
     async def _next_sweep(self) -> None:
         try:
-            await asyncio.wait_for(self._sweep_now.wait(), SWEEP_SECONDS)
+            async with asyncio.timeout(SWEEP_SECONDS):
+                await self._sweep_now.wait()
         except TimeoutError:
             return
 

@@ -68,7 +68,8 @@ class Cache:
                 task.cancel()
             await asyncio.gather(stopping, *working, return_exceptions=True)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.pool.close(), STREAMS_END_SECONDS)
+                async with asyncio.timeout(STREAMS_END_SECONDS):
+                    await self.pool.close()
 
     async def _drain(self) -> None:
         await self.health.set("running", ok=False)

@@ -2,7 +2,7 @@
 
     from penstock.client import BudgetExceeded, Client, user
 
-    async with Client("127.0.0.1:7410", api_key) as client:
+    async with Client("127.0.0.1:7070", api_key) as client:
         reply = await client.generate("auto", [user("What is 7 times 8?")], max_tokens=20)
         print(reply.text, reply.provider, reply.reason, reply.cost_nano_usd)
 

@@ -43,8 +43,8 @@ class Retry:
         return pause if pause < left_seconds else None
 
 
-class Budget:
-    """The time of one call, over all its attempts."""
+class CallTime:
+    """What one call may take, over all its attempts."""
 
     def __init__(self, timeout_seconds: float | None) -> None:
         self._until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
@@ -71,11 +71,11 @@ async def repeated(
     Raises:
         PenstockError: the last failure.
     """
-    budget = Budget(timeout_seconds)
+    time_of_call = CallTime(timeout_seconds)
     attempt = 0
     while True:
         attempt += 1
-        left = budget.left_seconds()
+        left = time_of_call.left_seconds()
         try:
             return await call(left)
         except grpc.aio.AioRpcError as failed:

@@ -175,7 +175,8 @@ class BatchStream(Generic[OperationT, ResultT]):
         if self._pending:
             self._idle.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), timeout_seconds)
+                async with asyncio.timeout(timeout_seconds):
+                    await self._idle.wait()
         left = len(self._pending)
         if self._runner is not None:
             self._runner.cancel()

@@ -1,8 +1,7 @@
 """Prometheus metrics of a router. Prefix `penstock_`; money in int nano-USD, time in seconds.
 
-The HTTP front exposes them: `body, content_type = exposition(registry)` at `GET /metrics`, on a
-port that is not public, or behind the operator's own authentication. The flow calls
-`request_ended` and `attempt_ended`; breakers and the ledger's client call the rest.
+The router tells them at `GET /metrics` on a port of its own, which is not public: see
+`router/http/metrics.py`. The flow calls what counts; `unsettled` is read off the ledger's client.
 
 A Prometheus value is a double, exact up to 2^53: nine million USD in nano-USD. The ledger is the
 truth.
@@ -48,7 +47,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         self._outcome, self._provider, self._reason = Label(), Label(), Label()
-        self._cache, self._model, self._target = Label(), Label(), Label()
+        self._cache, self._model = Label(), Label()
         self._requests = self._counter(
             "requests", "Requests that ended.", ["outcome", "provider", "reason", "cache"]
         )
@@ -64,9 +63,6 @@ class Metrics:
         self._tokens = self._counter(
             "tokens", "Tokens, as the upstream counted.", ["provider", "model", "kind"]
         )
-        self._ledger_retries = self._counter(
-            "ledger_retries", "Tries of a ledger operation after the first.", ["operation"]
-        )
         self._fail_open = self._counter(
             "fail_open", "Requests answered locally while the ledger was away.", []
         )
@@ -78,10 +74,6 @@ class Metrics:
             "penstock_request_duration_seconds", "From the request to its end.",
             ["provider"], buckets=DURATION_SECONDS, registry=self.registry,
         )  # fmt: skip
-        self._breaker = Gauge(
-            "penstock_breaker_open", "1 while a replica or provider is ejected.",
-            ["target"], registry=self.registry,
-        )  # fmt: skip
         self.in_flight = Gauge(
             "penstock_requests_in_flight", "Requests being answered now.", registry=self.registry
         )
@@ -89,6 +81,7 @@ class Metrics:
             "penstock_ledger_unsettled", "Settles and voids that the ledger has not yet taken.",
             registry=self.registry,
         )  # fmt: skip
+        """Whoever holds them says by `set_function` how many there are."""
 
     def request_ended(
         self,
@@ -133,14 +126,6 @@ class Metrics:
         ):
             if count:
                 self._tokens.labels(who, what, kind).inc(count)
-
-    def breaker(self, target: str, *, is_open: bool) -> None:
-        """`target`: a provider, or `local/<model>`; not a replica's address, which never recurs."""
-        self._breaker.labels(self._target(target)).set(1 if is_open else 0)
-
-    def ledger_retried(self, operation: str) -> None:
-        assert operation in {"reserve", "settle", "void"}, operation
-        self._ledger_retries.labels(operation).inc()
 
     def failed_open(self) -> None:
         self._fail_open.inc()

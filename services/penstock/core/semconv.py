@@ -31,12 +31,7 @@ REQUEST_CHOICES: Final = gen_ai.GEN_AI_REQUEST_CHOICE_COUNT
 REQUEST_MAX_TOKENS: Final = gen_ai.GEN_AI_REQUEST_MAX_TOKENS
 REQUEST_TEMPERATURE: Final = gen_ai.GEN_AI_REQUEST_TEMPERATURE
 REQUEST_TOP_P: Final = gen_ai.GEN_AI_REQUEST_TOP_P
-REQUEST_SEED: Final = gen_ai.GEN_AI_REQUEST_SEED
-REQUEST_STREAM: Final = gen_ai.GEN_AI_REQUEST_STREAM
-OUTPUT_TYPE: Final = gen_ai.GEN_AI_OUTPUT_TYPE
-RESPONSE_ID: Final = gen_ai.GEN_AI_RESPONSE_ID
 RESPONSE_MODEL: Final = gen_ai.GEN_AI_RESPONSE_MODEL
-FINISH_REASONS: Final = gen_ai.GEN_AI_RESPONSE_FINISH_REASONS
 TIME_TO_FIRST_CHUNK: Final = gen_ai.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK
 """Seconds, double."""
 INPUT_TOKENS: Final = gen_ai.GEN_AI_USAGE_INPUT_TOKENS
@@ -72,19 +67,17 @@ SETTLED: Final = "penstock.settled"
 ATTEMPTS: Final = "penstock.attempts"
 DETAILED: Final = "penstock.detailed"
 DURATION_MS: Final = "penstock.duration_ms"
-REPLICA: Final = "penstock.replica"
 
 CHAT: Final = gen_ai.GenAiOperationNameValues.CHAT.value
 TEXT_COMPLETION: Final = gen_ai.GenAiOperationNameValues.TEXT_COMPLETION.value
 
 
-def cost(amount_nano_usd: int, *, source: str = "local") -> Attributes:
-    """The proposed cost attributes, for an inference span."""
-    assert source in {"local", "provider"}, source
+def cost(amount_nano_usd: int) -> Attributes:
+    """The proposed cost attributes, for an inference span; computed by us: no provider tells it."""
     return {
         COST_AMOUNT: amount_nano_usd / NANO_PER_USD,
         COST_CURRENCY: "USD",
-        COST_SOURCE: source,
+        COST_SOURCE: "local",
     }
 
 
@@ -110,34 +103,4 @@ def charged(
         found[REASONING_TOKENS] = reasoning_tokens
     if estimated:
         found[ESTIMATED] = True
-    return found
-
-
-def answered(
-    *,
-    provider: str,
-    model: str,
-    reason: str,
-    cache: str,
-    cost_nano_usd: int,
-    baseline_cost_nano_usd: int,
-    saved_nano_usd: int,
-    reservation_id: str,
-    attempts: int,
-    settled: bool,
-) -> Attributes:
-    """What a receipt says, for the request's span. `cache`: the verdict in lower case, "hit"."""
-    found: Attributes = {
-        PROVIDER: provider,
-        RESPONSE_MODEL: model,
-        REASON: reason,
-        CACHE: cache,
-        COST_NANO_USD: cost_nano_usd,
-        BASELINE_COST_NANO_USD: baseline_cost_nano_usd,
-        SAVED_NANO_USD: saved_nano_usd,
-        ATTEMPTS: attempts,
-        SETTLED: settled,
-    }
-    if reservation_id:
-        found[RESERVATION_ID] = reservation_id
     return found

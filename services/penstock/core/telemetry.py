@@ -15,7 +15,7 @@ The router's flow (no context variables: an async generator runs in its consumer
         span.set({semconv.RESERVATION_ID: ...})
     trace.detail()              # at a spill, a fallback, a refusal: from now on in detail
     trace.finish({semconv.COST_NANO_USD: ...}, error=None)      # once, at the very end
-    # `trace.trace_id` is for the receipt. An attempt: `child("chat <model>", {PROVIDER: …})`, and
+    # `trace.trace_id` is for the receipt. An attempt: `child("attempt local", {PROVIDER: …})`, and
     # at its settlement `span.set(semconv.charged(...))`. `span.child(...)` nests.
 
 A service that applies batched operations, each with a traceparent of its own:
@@ -37,19 +37,17 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.trace.id_generator import IdGenerator, RandomIdGenerator
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanContext, SpanKind, Status, Tracer
+from opentelemetry.trace import SpanContext, SpanKind, Status
 
 from penstock.core import telemetry_export
 from penstock.core.sampling import TokenBucket
 from penstock.core.semconv import Attributes, Value
 from penstock.core.telemetry_context import (
-    context_from,
     current_traceparent,
-    from_headers,
     from_metadata,
     is_sampled,
     parse,
@@ -65,11 +63,8 @@ __all__ = [
     "OperationSpan",
     "RequestTrace",
     "Telemetry",
-    "context_from",
     "current_traceparent",
-    "from_headers",
     "from_metadata",
-    "is_sampled",
     "operation_span",
     "setup",
     "to_metadata",
@@ -113,14 +108,6 @@ class Telemetry:
         if export is None and exporter is not None:
             export = Export(QuietExporter(exporter, target or "the exporter"))
         self.export = export
-        self._provider = TracerProvider(resource=self._resource, shutdown_on_exit=False)
-        if export is not None:
-            self._provider.add_span_processor(export.processor)
-
-    @property
-    def tracer(self) -> Tracer:
-        """OpenTelemetry's own API over the same export, for code off the hot path."""
-        return self._provider.get_tracer(SCOPE.name)
 
     def request(
         self, name: str, attributes: Mapping[str, Value] | None = None, *, parent: str = ""

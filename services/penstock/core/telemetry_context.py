@@ -1,4 +1,4 @@
-"""W3C Trace Context: `traceparent` from and to gRPC metadata, HTTP headers, OpenTelemetry contexts.
+"""W3C Trace Context: `traceparent` from and to gRPC metadata, and from HTTP headers.
 
 Only `traceparent` travels (each batched operation carries one); `tracestate`, which the standard
 lets a participant drop, does not. The sampled flag says that the request is traced in detail: who
@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 
 from opentelemetry import trace
-from opentelemetry.context import Context
-from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
+from opentelemetry.trace import SpanContext, TraceFlags
 
 TRACEPARENT = "traceparent"
 SAMPLED = TraceFlags(TraceFlags.SAMPLED)
@@ -50,14 +49,6 @@ def form(trace_id: int, span_id: int, *, sampled: bool) -> str:
 def is_sampled(traceparent: str) -> bool:
     """Whether the request is traced in detail. Cheap: looks at one character, trusts the rest."""
     return len(traceparent) >= _LENGTH and traceparent[54] in "13579bdf"
-
-
-def context_from(traceparent: str) -> Context:
-    """An OpenTelemetry context whose current span is the remote parent; else an empty one."""
-    parent = parse(traceparent)
-    if parent is None:
-        return Context()
-    return trace.set_span_in_context(NonRecordingSpan(parent), Context())
 
 
 def current_traceparent() -> str:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-GRPC_LISTEN_DEFAULT = "127.0.0.1:7410"
-HTTP_LISTEN_DEFAULT = "127.0.0.1:7480"
+GRPC_LISTEN_DEFAULT = "127.0.0.1:7070"
+HTTP_LISTEN_DEFAULT = "127.0.0.1:7080"
 QUOTA_ADDRESS_DEFAULT = "127.0.0.1:7411"
 CACHE_ADDRESS_DEFAULT = "127.0.0.1:7413"
 CAPACITY_ADDRESS_DEFAULT = "127.0.0.1:7414"
@@ -71,7 +71,7 @@ def read_config(environment: Mapping[str, str]) -> RouterConfig:
     found = {name: environment.get(name) or default for name, default in addresses.items()}
     metrics_listen = environment.get(METRICS_LISTEN) or None
     if metrics_listen is not None:
-        addresses[METRICS_LISTEN] = "127.0.0.1:7481"
+        addresses[METRICS_LISTEN] = "127.0.0.1:7081"
         found[METRICS_LISTEN] = metrics_listen
     faults += [
         f"{name}: {value!r} is no host:port, e.g. {addresses[name]}"

@@ -1,6 +1,5 @@
 """The gRPC front: `penstock.router.v1.RouterService`."""
 
-import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -25,8 +24,6 @@ from penstock.router.v1.router_pb2 import (
 )
 from penstock.router.v1.router_pb2_grpc import RouterServiceServicer
 from penstock.type.v1.chat_pb2 import ChoiceDelta
-
-logger = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 

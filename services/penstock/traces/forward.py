@@ -22,7 +22,10 @@ TIMEOUT_SECONDS: Final = 10.0
 """OpenTelemetry's default for one export."""
 
 SILENCE_SECONDS: Final = 60.0
+"""Between two log lines about a collector that is away."""
+
 CLOSE_SECONDS: Final = 2.0
+"""For what waits at the end: a copy is not worth holding up the stop."""
 
 
 class Forward:
@@ -31,11 +34,8 @@ class Forward:
     def __init__(self, endpoint: str, headers: str) -> None:
         parts = urlsplit(endpoint)
         self._target = parts.netloc
-        self._channel = (
-            grpc.aio.secure_channel(parts.netloc, grpc.ssl_channel_credentials())
-            if parts.scheme == "https"
-            else connect(parts.netloc)
-        )
+        credentials = grpc.ssl_channel_credentials() if parts.scheme == "https" else None
+        self._channel = connect(parts.netloc, credentials)
         self._metadata = tuple(parse_headers(headers).items())
         self._queue: asyncio.Queue[ExportTraceServiceRequest] = asyncio.Queue(QUEUE_MAX)
         self._task = asyncio.create_task(self._run())

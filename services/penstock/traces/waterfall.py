@@ -131,7 +131,6 @@ def _note(told: Mapping[str, Value]) -> str:
         (semconv.REASON, ""),
         (semconv.CACHE, "cache "),
         (semconv.ERROR_TYPE, ""),
-        (semconv.REPLICA, "replica "),
     ):
         if told.get(key):
             notes.append(f"{label}{told[key]}")

@@ -1,7 +1,6 @@
 """The receiver's object graph."""
 
 import asyncio
-import logging
 from concurrent.futures import ThreadPoolExecutor
 
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
@@ -15,8 +14,6 @@ from penstock.traces.config import TracesConfig
 from penstock.traces.forward import Forward
 from penstock.traces.service import TraceService
 from penstock.traces.store import Store
-
-logger = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 5.0
 """Other services send their last spans while they stop; `penstock up` stops this process last."""

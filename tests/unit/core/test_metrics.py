@@ -44,15 +44,14 @@ def test_a_label_has_a_bounded_number_of_values():
     assert 50 == metrics.registry.get_sample_value("penstock_attempts_total", labels)
 
 
-def test_breakers_ledger_retries_and_fail_open():
+def test_fail_open_is_counted_and_what_is_unsettled_is_read_when_asked():
     metrics = Metrics()
-    metrics.breaker("openai", is_open=True)
-    metrics.breaker("local/qwen", is_open=False)
-    metrics.ledger_retried("settle")
+    unsettled = [1, 2]
+    metrics.unsettled.set_function(lambda: len(unsettled))
     metrics.failed_open()
     read = metrics.registry.get_sample_value
 
-    assert 1 == read("penstock_breaker_open", {"target": "openai"})
-    assert 0 == read("penstock_breaker_open", {"target": "local/qwen"})
-    assert 1 == read("penstock_ledger_retries_total", {"operation": "settle"})
     assert 1 == read("penstock_fail_open_total")
+    assert 2 == read("penstock_ledger_unsettled")
+    unsettled.clear()
+    assert 0 == read("penstock_ledger_unsettled")

@@ -14,7 +14,7 @@ LEAST = {
 def test_least_environment_has_defaults_for_the_rest() -> None:
     config = read_config(LEAST)
     assert Path("/etc/penstock.yaml") == config.catalogue_path
-    assert ("127.0.0.1:7410", "127.0.0.1:7480") == (config.grpc_listen, config.http_listen)
+    assert ("127.0.0.1:7070", "127.0.0.1:7080") == (config.grpc_listen, config.http_listen)
     assert (None, None) == (config.metrics_listen, config.stand_in)
 
 

@@ -153,7 +153,8 @@ class LlamaCppEngine:
         loop = asyncio.get_running_loop()
         probe = loop.run_in_executor(self._prober, self._server.handle_metrics)
         try:
-            await asyncio.wait_for(asyncio.shield(probe), PROBE_SECONDS)
+            async with asyncio.timeout(PROBE_SECONDS):
+                await asyncio.shield(probe)
         except TimeoutError:
             raise engine_dead(f"its loop has not come round for {PROBE_SECONDS:.0f} s") from None
 

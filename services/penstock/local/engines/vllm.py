@@ -5,7 +5,6 @@ step: a token of every running request while it decodes, and a batch of the prom
 """
 
 import asyncio
-import logging
 import os
 import sys
 import time
@@ -33,8 +32,6 @@ from penstock.local.engines.vllm_prompt import PromptMaker, refused
 from penstock.local.engines.vllm_sampling import sampling_params
 from penstock.local.engines.vllm_tokens import TokenBytes
 from penstock.type.v1 import chat_pb2
-
-logger = logging.getLogger(__name__)
 
 SPEED_WEIGHT = 0.2
 """Of the newest request in the average speed."""

@@ -9,7 +9,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from penstock.core.errors import Cancelled, InvalidRequest, NotFound
 from penstock.core.health import Health
@@ -199,6 +198,3 @@ def _check_media_type(headers: Mapping[str, str]) -> None:
 
 def _json(value: object, status: int = 200) -> Response:
     return Response(_encode(value), status, media_type="application/json")
-
-
-Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]

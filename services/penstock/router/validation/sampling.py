@@ -11,7 +11,6 @@ STOP_CHARACTERS_MAX = 512
 LOGIT_BIAS_MAX = 1_024
 TOP_LOGPROBS_MAX = 20
 REASONING_EFFORTS = ("minimal", "low", "medium", "high")
-SEED_MAX = 2**63 - 1
 
 
 def check_sampling(faults: Faults, chat: ChatInput, limits: Limits) -> None:
