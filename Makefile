@@ -42,8 +42,8 @@ down: ## Stop it, from another terminal; also what a killed one left behind
 	@if [ -x $(BIN)/penstock ]; then $(PENSTOCK) down; else echo 'Nothing of Penstock runs here.'; fi
 
 .PHONY: status
-status: env ## Is each part healthy?
-	@$(PENSTOCK) status
+status: ## Is each part healthy?
+	@if [ -x $(BIN)/penstock ]; then $(PENSTOCK) status; else echo 'Nothing of Penstock runs here: `make up` starts it.'; exit 1; fi
 
 .PHONY: clean
 clean: ## Remove all state: ledger, cache, keys, traces, converted models (refuses while it runs)
@@ -51,7 +51,7 @@ clean: ## Remove all state: ledger, cache, keys, traces, converted models (refus
 
 .PHONY: clean-env
 clean-env: ## Remove the virtual environments and tools' caches
-	@rm -rf $(VENV) $(VLLM_VENV) .mypy_cache .ruff_cache .hypothesis services/penstock.egg-info
+	@rm -rf $(VENV) $(VLLM_VENV) $(VENV).lock $(VLLM_VENV).lock .mypy_cache .ruff_cache .hypothesis services/penstock.egg-info
 
 ## Environments, from requirements/*.lock (pinned, hashed)
 

@@ -5,7 +5,7 @@
 #
 # A marker, named by the group ("runtime", "dev", "vllm") and holding the hash of its locks, is written
 # last: with the right marker there is nothing to do. While pip works, another file says so; found at the
-# start, the environment is half-made and is made anew.
+# start, the environment is half-made and is made anew. One install at a time: a lock beside the environment.
 set -euo pipefail
 
 venv=$1 group=$2 lock=$3
@@ -22,6 +22,22 @@ fail() {
     printf 'penstock: %s\n' "$1" >&2
     [ -z "${2:-}" ] || printf '  → %s\n' "$2" >&2
     exit 1
+}
+
+# Ctrl-C reaches pip too, and a step that it ended is no fault of pip's.
+interrupted() {
+    trap '' INT TERM
+    printf '\npenstock: Interrupted; the same command goes on\n' >&2
+    exit 130
+}
+
+# Held until this script ends, however it ends. Without flock(1) (util-linux) two installs are not kept apart.
+take_lock() {
+    command -v flock >/dev/null || return 0
+    exec {lock_fd}>"$venv.lock"
+    flock --nonblock "$lock_fd" && return
+    echo "another install of $venv is under way, waiting"
+    flock "$lock_fd"
 }
 
 find_python() {
@@ -81,7 +97,14 @@ pip_install() { # LOCK [pip's options…]
 digest=$(cat "$lock" "${bare_locks[@]:-/dev/null}" pyproject.toml | sha256sum | cut -d' ' -f1)
 # Its scripts name the place where it was made: an environment that was moved or copied does not work.
 works() { "$venv/bin/python" -c 'import pip' 2>/dev/null && "$venv/bin/pip" --version >/dev/null 2>&1; }
-if [ ! -e "$making" ] && [ "$(cat "$marker" 2>/dev/null)" = "$digest" ] && works; then
+is_whole() { [ ! -e "$making" ] && [ "$(cat "$marker" 2>/dev/null)" = "$digest" ] && works; }
+if is_whole; then
+    exit 0
+fi
+
+trap interrupted INT TERM
+take_lock
+if is_whole; then
     exit 0
 fi
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,6 +126,22 @@ def test_heavy_packages_are_imported_by_the_local_part_alone(path: Path) -> None
 )
 def test_the_rule_of_layers(importer: str, module: str, *, allowed: bool) -> None:
     assert allowed == _may_import(importer, module)
+
+
+def test_the_lock_is_made_of_what_the_package_declares() -> None:
+    """Its dependencies, its extras and what builds it; `hub` is for those who want it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = dict(project["project"]["optional-dependencies"])
+    del extras["hub"]
+    declared = project["build-system"]["requires"] + project["project"]["dependencies"]
+    declared += [requirement for extra in extras.values() for requirement in extra]
+    lines = (ROOT / "requirements" / "penstock.in").read_text(encoding="utf-8").splitlines()
+    wanted = [line for line in lines if line and not line.startswith("#")]
+
+    def names(requirements: list[str]) -> list[str]:
+        return sorted(re.split(r"[\[<>=;]", line)[0] for line in requirements)
+
+    assert names(declared) == names(wanted)
 
 
 def test_no_package_index_is_named() -> None:

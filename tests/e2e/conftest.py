@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -19,6 +18,7 @@ import pytest
 import pytest_asyncio
 
 from penstock.core.channel import bearer, connect
+from penstock.core.ports import free_port
 from penstock.router.v1.router_pb2 import GenerateRequest, GenerateResponse
 from penstock.router.v1.router_pb2_grpc import RouterServiceStub
 from penstock.type.v1.chat_pb2 import ROLE_USER, ChatInput, ContentPart, Message
@@ -29,12 +29,6 @@ MARK = "STACK_UNDER_TEST"
 PAID_SIDE = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
 START_SECONDS = 300
 STOP_SECONDS = 90
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)

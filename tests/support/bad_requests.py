@@ -298,6 +298,48 @@ BAD: list[tuple[str, GenerateRequest, str, str]] = [
         "input.response_format.schema_json",
         "no valid JSON schema",
     ),
+    *(
+        (
+            f"schema with {low} over {high}",
+            schema_format(f'{{"anyOf": [{{"{low}": 5, "{high}": 2}}]}}'),
+            "input.response_format.schema_json",
+            "allows nothing",
+        )
+        for low, high in (
+            ("minLength", "maxLength"),
+            ("minItems", "maxItems"),
+            ("minProperties", "maxProperties"),
+            ("minimum", "maximum"),
+        )
+    ),
+    (
+        "schema that counts beyond 32 bits",
+        schema_format('{"type": "string", "minLength": 5, "maxLength": 4294967298}'),
+        "input.response_format.schema_json",
+        "over 2147483647",
+    ),
+    *(
+        (
+            f"schema with the pattern {pattern}",
+            schema_format(json.dumps({"type": "string", "pattern": pattern})),
+            "input.response_format.schema_json",
+            "a pattern",
+        )
+        for pattern in (
+            "^a{5, 2}$",
+            "^a{5,1x}$",
+            r"^\{a{7, 5}$",
+            "^a{}$",
+            "^a{99999999999999999999}$",
+            "(" * 5_000 + ")" * 5_000,
+        )
+    ),
+    (
+        "schema with a name's pattern that overflows",
+        schema_format('{"patternProperties": {"a{99999999999999999999}": {}}}'),
+        "input.response_format.schema_json",
+        "repeats too often",
+    ),
     ("no schema", schema_format(""), "input.response_format.schema_json", "is empty"),
     ("unnamed schema", schema_format(SCHEMA, ""), "input.response_format.schema_name", "name the"),
     (

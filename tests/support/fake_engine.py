@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from penstock.core.errors import PenstockError
-from penstock.local.engines.base import Capabilities, Delta, EngineStats, choice_count
+from penstock.local.engines.base import Delta, EngineStats, choice_count
 from penstock.type.v1 import chat_pb2
 
 
@@ -12,7 +12,6 @@ class FakeEngine:
     """`release(k)` lets k tokens go to each running request; `error` makes the next ones fail."""
 
     name = "fake"
-    capabilities = Capabilities()
 
     def __init__(self) -> None:
         self.running = 0

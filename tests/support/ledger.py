@@ -24,6 +24,9 @@ from support.postgres import fresh_database
 __all__ = ["Ledger", "ledger", "ledger_dsn", "migrated_database"]
 
 START = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+LIMIT = 100
+"""Nano-USD of a test's budget: small, so that sums can be read."""
+SUSPEND = "UPDATE accounts SET suspended = true WHERE id = "
 OPEN_POLICY = KeyPolicy((), local_only=False, fail_open_local=False, expires_at=None)
 
 
@@ -156,6 +159,20 @@ def void(id_: str, outcome: str = "CANCELLED") -> Void:
 def told(outcome: Outcome) -> str:
     """The reason of an error, or "ok"."""
     return "ok" if isinstance(outcome, Answer) else outcome.reason
+
+
+async def held(ledger: Ledger, key_id: int, pool: str) -> str:
+    """The id of a reservation of 40 that is not resolved."""
+    id_ = ledger.id()
+    assert told(await ledger.one(reserve(id_, key_id, 40, pool=pool))) == "ok"
+    return id_
+
+
+async def expired(ledger: Ledger, key_id: int, pool: str) -> str:
+    """The same, its time over."""
+    id_ = await held(ledger, key_id, pool)
+    await ledger.advance(timedelta(minutes=2))
+    return id_
 
 
 @pytest.fixture(scope="session")

@@ -101,11 +101,15 @@ class ScriptedBackend:
 
     def __init__(self, script: Script) -> None:
         self.script = script
+        self.sends = True
+        """False: it never comes so far that a call leaves."""
         self.calls: list[Call] = []
         self.closed_early = 0
 
     async def generate(self, call: Call) -> AsyncGenerator[Chunk, None]:
         self.calls.append(call)
+        if self.sends:
+            call.on_sent()
         done = False
         try:
             for step in self.script:

@@ -6,7 +6,6 @@ Use in a conftest.py or a test module:  `from support.postgres import postgres_s
 
 import asyncio
 import secrets
-import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,15 +13,10 @@ import asyncpg
 import pytest
 
 from penstock.core import postgres
+from penstock.core.ports import free_port
 from penstock.core.postgres_server import HOST, PrivateServer, remove
 
-__all__ = ["database_dsn", "free_port", "fresh_database", "postgres_server"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+__all__ = ["database_dsn", "fresh_database", "postgres_server"]
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from penstock.core.channel import bearer, connect
 from penstock.core.ids import uuid7
+from penstock.core.ports import free_port
 from penstock.core.status import from_rpc_error
 from penstock.quota.v1 import admin_pb2, admin_pb2_grpc, quota_pb2, quota_pb2_grpc
-from support.postgres import free_port
 
 SERVICE_TOKEN = "service-token-of-a-test"
 ADMIN_TOKEN = "admin-token-of-a-test"

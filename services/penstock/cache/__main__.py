@@ -5,9 +5,10 @@ import logging
 import os
 import sys
 
-from penstock.cache.config import Config, ConfigError
+from penstock.cache.config import Config
 from penstock.cache.wiring import wire
 from penstock.core import log
+from penstock.core.config import ConfigError
 from penstock.core.postgres import MigrationError
 from penstock.core.server import PortInUse, run
 from penstock.core.telemetry import setup

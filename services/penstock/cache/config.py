@@ -5,6 +5,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
+from penstock.core.config import ConfigError
+
 _VARIABLES = {
     "dsn": "PENSTOCK_CACHE_DSN",
     "service_token": "PENSTOCK_SERVICE_TOKEN",
@@ -14,10 +16,6 @@ _VARIABLES = {
     "ttl_seconds": "PENSTOCK_CACHE_TTL_SECONDS",
     "connections_max": "PENSTOCK_CACHE_CONNECTIONS_MAX",
 }
-
-
-class ConfigError(Exception):
-    """All faults of the environment, one a line, by the variable's name."""
 
 
 class Config(BaseModel):
@@ -48,10 +46,10 @@ class Config(BaseModel):
             return cls.model_validate(given)
         except ValidationError as error:
             raise ConfigError(
-                "\n".join(
+                [
                     f"{_VARIABLES[str(e['loc'][0])]}: {_plain(e['type'], e['msg'])}"
                     for e in error.errors(include_input=False, include_url=False)
-                )
+                ]
             ) from None
 
 

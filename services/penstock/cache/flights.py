@@ -10,7 +10,8 @@ from penstock.cache.store.base import Flight, Found, Key
 from penstock.core.clock import Clock
 
 FLIGHT_SECONDS_MAX = 900.0
-"""A leader's lease is renewed no longer: more than the longest deadline that a request may have."""
+"""A leader's lease is renewed no longer: more than the 600 s that a request may take by default. A
+catalogue that allows more has its waiters lead anew."""
 
 _ENDED_KEPT = 4_096
 """Ends that are remembered for a waiter that is told of the flight only after its end."""

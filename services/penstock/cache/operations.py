@@ -25,7 +25,7 @@ ORG_ID_CHARS_MAX = 256
 """Far more than our own ids have; a key of the store must not be a text of any length."""
 
 WAIT_MS_MAX = 600_000
-"""The contract's: the longest deadline that a request may have by default."""
+"""The contract's: the longest deadline that a request may have by default; routers ask for half."""
 
 TTL_SECONDS_MAX = 31_536_000
 """A year: a longer life is a mistake."""

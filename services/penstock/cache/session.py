@@ -1,7 +1,6 @@
 """One router's stream: each operation goes its own way, results go back together as they come."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterable, Callable
 from uuid import UUID
 
@@ -19,10 +18,9 @@ from penstock.cache.v1.cache_pb2 import (
 )
 from penstock.core import semconv
 from penstock.core.channel import MESSAGE_BYTES_MAX
-from penstock.core.errors import CapacityExhausted, Internal, InvalidRequest, PenstockError
+from penstock.core.errors import CapacityExhausted, InvalidRequest
+from penstock.core.status import told
 from penstock.core.telemetry import Nothing, OperationSpan
-
-logger = logging.getLogger(__name__)
 
 OPERATIONS_MAX = 20_000
 """Of one stream without a result, waiting look-ups included: more than a router sends."""
@@ -97,7 +95,7 @@ class Session:
                 f"{OPERATIONS_MAX} operations of this stream are in flight; send fewer at once",
                 reason="STREAM_FULL",
             )
-            self._put(OperationResult(operation_id=number, error=_told(error)))
+            self._put(OperationResult(operation_id=number, error=_refusal(error)))
             return
         kind = operation.WhichOneof("operation")
         if kind == "lookup":
@@ -138,7 +136,7 @@ class Session:
                     case _:
                         raise InvalidRequest("operation: is empty")  # noqa: TRY301
         except Exception as error:  # noqa: BLE001  the boundary: whatever it is, this operation is told
-            result.error.CopyFrom(_told(error))
+            result.error.CopyFrom(_refusal(error))
         self._put(result)
 
     async def _look_up(self, operation: Operation) -> LookupResponse:
@@ -184,9 +182,7 @@ def _verdict_name(response: LookupResponse) -> str:
     return name.removeprefix("VERDICT_").lower()
 
 
-def _told(error: Exception) -> OperationError:
-    if not isinstance(error, PenstockError):
-        logger.error("unexpected error", exc_info=error)
-        error = Internal(f"unexpected {type(error).__name__}; see the service's log")
-    code: int = error.code.value[0]
-    return OperationError(code=code, reason=error.reason, message=error.message)
+def _refusal(error: Exception) -> OperationError:
+    meant = told(error)
+    code: int = meant.code.value[0]
+    return OperationError(code=code, reason=meant.reason, message=meant.message)

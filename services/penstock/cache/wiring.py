@@ -20,7 +20,7 @@ from penstock.cache.v1.cache_pb2_grpc import add_CacheServiceServicer_to_server
 from penstock.core.clock import Clock, SystemClock
 from penstock.core.health import Health
 from penstock.core.postgres import create_pool
-from penstock.core.server import DRAIN_SECONDS, Server
+from penstock.core.server import Server
 from penstock.core.telemetry import Telemetry
 from penstock.core.telemetry_server import TraceInterceptor
 
@@ -74,7 +74,7 @@ class Cache:
     async def _drain(self) -> None:
         await self.health.set("running", ok=False)
         self.service.end_streams()
-        await self.server.stop(min(STREAMS_END_SECONDS, DRAIN_SECONDS))
+        await self.server.stop(STREAMS_END_SECONDS)
 
 
 async def wire(config: Config, telemetry: Telemetry, clock: Clock | None = None) -> Cache:

@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from penstock.core.config import ConfigError
+
 LISTEN_DEFAULT = "127.0.0.1:7414"
 RAY_API_DEFAULT = "http://127.0.0.1:8265"
-
-
-class SettingsFault(Exception):
-    """A variable is missing; names it and what it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +28,7 @@ def read(env: Mapping[str, str]) -> CapacityConfig:
     """The configuration.
 
     Raises:
-        SettingsFault: names every variable that is missing.
+        ConfigError: names every variable that is missing.
     """
     demanded = {
         "PENSTOCK_CONFIG": "the path of penstock.yaml",
@@ -38,9 +36,13 @@ def read(env: Mapping[str, str]) -> CapacityConfig:
         "PENSTOCK_ROUTER_TOKEN": "the token that replicas demand",
         "RAY_AUTH_TOKEN": "the token of Ray's API",
     }
-    missing = [f"{name} is not set: {what}" for name, what in demanded.items() if not env.get(name)]
+    missing = [
+        f"{name}: is not set; set it to {what}"
+        for name, what in demanded.items()
+        if not env.get(name)
+    ]
     if missing:
-        raise SettingsFault("\n".join(missing))
+        raise ConfigError(missing)
     return CapacityConfig(
         listen=env.get("PENSTOCK_CAPACITY_LISTEN", LISTEN_DEFAULT),
         catalogue_path=Path(env["PENSTOCK_CONFIG"]),

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 
 from penstock.capacity.ray import RayApplication, RayReplica
 from penstock.capacity.v1 import capacity_pb2
+from penstock.core.catalogue import application_of
 from penstock.local.v1 import local_pb2
-
-APPLICATION_PREFIX = "local-"
-"""A model's Serve application is called after it; the local part names them so too."""
 
 MISSES_MAX = 2
 """Probes in a row that a replica may miss: a busy machine delays one, a dead replica misses all."""
@@ -33,10 +31,6 @@ class Health:
 
     def after(self, stats: local_pb2.StatsResponse | None) -> "Health":
         return Health(self.stats, self.misses + 1) if stats is None else Health(stats)
-
-
-def application_of(model: str) -> str:
-    return f"{APPLICATION_PREFIX}{model}"
 
 
 def pools(

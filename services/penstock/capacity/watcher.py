@@ -9,6 +9,7 @@ from penstock.capacity.probe import Probe
 from penstock.capacity.ray import RayApi, RayApplication, RayUnreachable
 from penstock.capacity.snapshot import Health
 from penstock.capacity.v1 import capacity_pb2
+from penstock.core.catalogue import application_of
 from penstock.core.clock import Clock
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ class Watcher:
 
     async def _hold_counts(self) -> None:
         for model, count in self._counts().items():
-            application = self._applications.get(snapshot.application_of(model))
+            application = self._applications.get(application_of(model))
             if application and application.settled and application.target_replicas != count:
                 logger.info("%s: %d replicas become %d", model, application.target_replicas, count)
                 await self._ray.scale(application, count)

@@ -1,5 +1,6 @@
 """`penstock config`: the one file that an operator writes."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,30 +9,23 @@ import typer
 
 from penstock.cli.app import Json, app, clear_faults, out, print_json
 from penstock.cli.errors import CliError
-from penstock.cli.options import DEFAULT_CONFIG
+from penstock.cli.options import DEFAULT_CONFIG, config_path
 from penstock.core.config import ConfigError, load
 
 config = typer.Typer(help="penstock.yaml: check it, show it, start from the example.")
 app.add_typer(config, name="config")
 
 
-def _default(path: Path | None) -> Path:
-    if path is not None:
-        return path
-    here = Path("penstock.yaml")
-    return here if here.is_file() else DEFAULT_CONFIG
-
-
 @config.command()
 @clear_faults
 def check(
     path: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="Default: penstock.yaml.")
+        Path | None, typer.Argument(metavar="[FILE]", help="Default: that of `penstock up`.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """All faults at once, each with its line."""
-    found = _default(path)
+    found = path or config_path(None, os.environ)
     try:
         catalogue = load(found)
     except ConfigError as error:
@@ -63,13 +57,13 @@ def example() -> None:
 @clear_faults
 def show(
     path: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="Default: penstock.yaml.")
+        Path | None, typer.Argument(metavar="[FILE]", help="Default: that of `penstock up`.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """The file as it is understood, defaults filled in; prices in nano-USD a million tokens."""
     try:
-        catalogue = load(_default(path))
+        catalogue = load(path or config_path(None, os.environ))
     except ConfigError as error:
         raise CliError(str(error)) from None
     value = catalogue.model_dump(mode="json")

@@ -291,7 +291,7 @@ def migrate(context: typer.Context, as_json: Json = False) -> None:
     """Bring the ledger's schema forward (advisory-locked; never back)."""
     command = [sys.executable, "-m", "penstock.quota", "migrate"]
     environment = {**os.environ, admin.QUOTA_DSN: _dsn(state_of(context))}
-    result = subprocess.run(command, env=environment, capture_output=True, check=False)  # noqa: S603
+    result = subprocess.run(command, env=environment, capture_output=True, check=False)  # noqa: S603 - our own command
     words = result.stderr.decode(errors="replace").strip().splitlines()
     told = readable(words[-1]) if words else ""
     if result.returncode:

@@ -25,8 +25,8 @@ from penstock.core.config import ConfigError, load
 LOOK_SECONDS = 2.0
 """A healthy part answers in milliseconds."""
 
-GRPC_PORTS = {"quota": "quota", "cache": "cache", "capacity": "capacity", "traces": "traces"}
-"""Parts with gRPC health, by the name of their port."""
+GRPC_PARTS = frozenset({"quota", "cache", "capacity", "traces"})
+"""With gRPC health, on the port of the same name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +89,8 @@ async def _part(state: State, running: processes.Running, record: processes.Reco
     address = ""
     if record.name == "router":
         address = f"{HOST}:{running.options['grpc_port']}"
-    elif record.name in GRPC_PORTS:
-        address = f"{HOST}:{ports.get(GRPC_PORTS[record.name])}"
+    elif record.name in GRPC_PARTS:
+        address = f"{HOST}:{ports.get(record.name)}"
     if address:
         detail = await is_serving(address, timeout_seconds=LOOK_SECONDS)
         healthy = detail == "serving"

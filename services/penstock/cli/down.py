@@ -11,8 +11,9 @@ from penstock.cli import processes
 from penstock.cli.leftovers import sweep
 from penstock.cli.state import State
 
-STOP_SECONDS = 90.0
-"""Streams in flight may end, settlements are told to the ledger, PostgreSQL writes its pages."""
+STOP_SECONDS = 150.0
+"""Streams in flight may end, settlements are told to the ledger, PostgreSQL writes its pages: what
+the parts may take one after the other (`topology.py`: 40, 30 and 70 s), and some."""
 
 
 def down(console: Console, state: State) -> bool:

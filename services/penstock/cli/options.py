@@ -64,7 +64,7 @@ def read(
     return UpOptions(
         paid=_one_of("PAID", paid or environment.get("PAID", ""), PAID),
         engine=_one_of("ENGINE", engine or environment.get("ENGINE", "") or ENGINES[0], ENGINES),
-        config=_config(config, environment),
+        config=config_path(config, environment),
         grpc_port=_port("PENSTOCK_GRPC_PORT", grpc_port, environment, GRPC_DEFAULT),
         http_port=_port("PENSTOCK_HTTP_PORT", http_port, environment, HTTP_DEFAULT),
         vllm_python=Path(environment.get("PENSTOCK_VLLM_PYTHON") or ".venv-vllm/bin/python"),
@@ -87,7 +87,12 @@ def _port(name: str, flag: int | None, environment: Mapping[str, str], default: 
     return int(text)
 
 
-def _config(flag: Path | None, environment: Mapping[str, str]) -> Path:
+def config_path(flag: Path | None, environment: Mapping[str, str]) -> Path:
+    """Where the catalogue lies: as said, else in this folder, else in the package.
+
+    Raises:
+        CliError: it was said, and is not there.
+    """
     named = flag or (Path(p) if (p := environment.get("PENSTOCK_CONFIG")) else None)
     if named is not None:
         if not named.is_file():

@@ -5,7 +5,6 @@ and remembered, and picked anew when somebody else took one meanwhile.
 """
 
 import random
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ import psutil
 
 from penstock.cli.errors import BAD_USAGE, CliError
 from penstock.cli.state import State, read_json, write_json
+from penstock.core.ports import why_taken
 
 HOST = "127.0.0.1"
 GRPC_DEFAULT = 7070
@@ -31,8 +31,9 @@ INTERNAL = (
     "stand_in",
 )
 
-RANGE = range(20_000, 30_000)
-"""Below the kernel's ephemeral ports, so that no outgoing connection takes a remembered one."""
+RANGE = range(32_000, 32_768)
+"""Below the kernel's ephemeral ports, so that no outgoing connection takes a remembered one; above
+the blocks of Ray's replicas (`penstock.local.ports`), which are claimed before these are bound."""
 
 TRIES_MAX = 1_000
 
@@ -47,13 +48,7 @@ class Public:
 
 
 def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return False
-    return True
+    return why_taken(HOST, port) is None
 
 
 def holder(port: int) -> str:

@@ -80,7 +80,7 @@ def _check_vllm(python: Path) -> None:
         "import penstock, ray, importlib.util as u; assert u.find_spec('vllm')",
     ]
     try:
-        result = subprocess.run(command, capture_output=True, timeout=IMPORT_SECONDS, check=False)  # noqa: S603
+        result = subprocess.run(command, capture_output=True, timeout=IMPORT_SECONDS, check=False)  # noqa: S603 - our own command
     except (OSError, subprocess.TimeoutExpired) as error:
         raise CliError(f"{python} cannot be run: {error}", remedy=remedy) from None
     if result.returncode:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -61,12 +62,12 @@ def save(state: State, running: Running) -> None:
 
 def load(state: State) -> Running | None:
     """The record of the last `up`; None: there is none, or it ended in order."""
-    value = read_json(state.processes)
+    value: Any = read_json(state.processes)
     try:
-        supervisor = Record(**value["supervisor"])  # type: ignore[arg-type]
-        children = tuple(Record(**c) for c in value["children"])  # type: ignore[attr-defined]
-        options = {str(k): str(v) for k, v in value["options"].items()}  # type: ignore[attr-defined]
-        variables = tuple(str(name) for name in value.get("paid_variables", ()))  # type: ignore[attr-defined]
+        supervisor = Record(**value["supervisor"])
+        children = tuple(Record(**c) for c in value["children"])
+        options = {str(k): str(v) for k, v in value["options"].items()}
+        variables = tuple(str(name) for name in value.get("paid_variables", ()))
     except (KeyError, TypeError, AttributeError):
         return None
     return Running(supervisor, children, options, variables)

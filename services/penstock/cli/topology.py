@@ -19,7 +19,7 @@ LOCAL_START_SECONDS = 900.0
 """Ray, then weights: seconds for the default model; minutes for a big one, or one to convert."""
 
 ROUTER_STOP_SECONDS = 40.0
-"""Its own drain (streams in flight 20 s, settlements 8 s) and some."""
+"""Its own drain (`router/wiring.py`: at most 37 s) and some."""
 
 STOP_FIRST, STOP_NEXT, STOP_LAST = 1, 2, 3
 
@@ -85,8 +85,9 @@ def _base(plan: Plan, service: str) -> dict[str, str]:
         for name, value in plan.environment.items()
         if name not in plan.upstream_variables and not name.startswith(("PENSTOCK_", "OTEL_"))
     }
-    if level := plan.environment.get("PENSTOCK_LOG_LEVEL"):
-        kept["PENSTOCK_LOG_LEVEL"] = level
+    # Its own settings, of which the plan sets some: PENSTOCK_ROUTER_METRICS_LISTEN, …
+    own = ("PENSTOCK_LOG_LEVEL", f"PENSTOCK_{service.upper()}_")
+    kept |= {name: v for name, v in plan.environment.items() if name.startswith(own)}
     bypass = [kept.get("no_proxy") or kept.get("NO_PROXY", ""), HOST, "localhost"]
     kept["no_proxy"] = kept["NO_PROXY"] = ",".join(filter(None, bypass))
     kept["PYTHONUNBUFFERED"] = "1"

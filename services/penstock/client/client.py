@@ -1,6 +1,8 @@
 """The client: one channel, one key."""
 
+import difflib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypedDict, Unpack
 
@@ -80,6 +82,9 @@ class Client:
         credentials: For TLS, e.g. `grpc.ssl_channel_credentials()`; None: plain text.
         timeout_seconds: Of each call that names none; None: the router's default.
         retry: What is repeated, and when.
+
+    Raises:
+        ValueError: a timeout that is negative or NaN; also from each call that names one.
     """
 
     def __init__(
@@ -94,7 +99,7 @@ class Client:
         self._channel = connect(address, credentials)
         self._stub = RouterServiceStub(self._channel)
         self._authorization = bearer(api_key)
-        self._timeout_seconds = timeout_seconds
+        self._timeout_seconds = _seconds_of(timeout_seconds)
         self._retry = retry or Retry()
 
     async def __aenter__(self) -> Self:
@@ -114,6 +119,7 @@ class Client:
 
         Raises:
             PenstockError: see the package.
+            TypeError: an option that there is not.
         """
         request = _request(model, messages, options)
 
@@ -162,13 +168,29 @@ class Client:
         return await repeated(call, self._retry, self._seconds(options))
 
     def _seconds(self, options: Options) -> float | None:
-        return options.get("timeout_seconds", self._timeout_seconds)
+        return _seconds_of(options.get("timeout_seconds", self._timeout_seconds))
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return (self._authorization, *to_metadata(current_traceparent()))
 
 
+def _seconds_of(timeout_seconds: float | None) -> float | None:
+    # Said so that NaN, of which every comparison is false, is refused too.
+    if timeout_seconds is not None and not timeout_seconds >= 0:
+        raise ValueError(f"timeout_seconds is {timeout_seconds}: it cannot be less than zero")
+    return None if timeout_seconds == math.inf else timeout_seconds
+
+
+def _refuse_unknown(options: Options) -> None:
+    """A type checker sees a misspelt option; without one it would be passed over in silence."""
+    for name in options.keys() - Options.__annotations__.keys():
+        likely = difflib.get_close_matches(name, Options.__annotations__, n=1)
+        hint = f"; did you mean {likely[0]!r}?" if likely else ""
+        raise TypeError(f"there is no option {name!r}{hint}")
+
+
 def _request(model: str, messages: Sequence[Message] | str, options: Options) -> GenerateRequest:
+    _refuse_unknown(options)
     cache = CacheControl(
         no_cache=options.get("no_cache", False), no_store=options.get("no_store", False)
     )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from penstock.core.assemble import finish_word
 from penstock.router.v1.router_pb2 import (
     CACHE_VERDICT_HIT,
     CACHE_VERDICT_SHARED,
@@ -13,7 +14,6 @@ from penstock.type.v1.chat_pb2 import (
     FINISH_REASON_UNSPECIFIED,
     Choice,
     ChoiceDelta,
-    FinishReason,
     ToolCall,
     Usage,
 )
@@ -47,7 +47,7 @@ class Reply:
     def finish_reason(self) -> str:
         """Of the first choice: "stop", "length", "tool_calls", "content_filter" or "budget"."""
         reason = self.choices[0].finish_reason if self.choices else FINISH_REASON_UNSPECIFIED
-        return FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
+        return finish_word(reason)
 
     @property
     def usage(self) -> Usage:

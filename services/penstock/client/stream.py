@@ -7,17 +7,10 @@ import grpc
 
 from penstock.client.reply import Piece, Reply
 from penstock.client.retry import Retry, repeated
+from penstock.core.assemble import Assembler
 from penstock.core.errors import StreamBroken
 from penstock.core.status import from_rpc_error
 from penstock.router.v1.router_pb2 import GenerateResponse, GenerateStreamResponse
-from penstock.type.v1.chat_pb2 import (
-    ROLE_ASSISTANT,
-    Choice,
-    ChoiceDelta,
-    ContentPart,
-    Message,
-    ToolCall,
-)
 
 Open = Callable[[float | None], Any]
 """Begins the call with a deadline in seconds."""
@@ -34,7 +27,7 @@ class Stream:
         self._retry = retry
         self._timeout_seconds = timeout_seconds
         self._call: Any = None
-        self._choices: dict[int, _Growing] = {}
+        self._answer = Assembler()
         self._reply: Reply | None = None
         self._created_unix_seconds = 0
         self.request_id = ""
@@ -93,12 +86,11 @@ class Stream:
             self.request_id = message.request_id
             self.provider, self.model = message.provider, message.model
             self._created_unix_seconds = message.created_unix_seconds
-        for delta in message.deltas:
-            self._choices.setdefault(delta.index, _Growing()).add(delta)
+        self._answer.add(message.deltas)
         if message.HasField("receipt"):
             self._reply = Reply(
                 GenerateResponse(
-                    choices=[one.choice(i) for i, one in sorted(self._choices.items())],
+                    choices=self._answer.choices(),
                     usage=message.usage,
                     receipt=message.receipt,
                     created_unix_seconds=self._created_unix_seconds,
@@ -116,41 +108,6 @@ class Stream:
         """Stops the model; does nothing after the end."""
         if self._call is not None:
             self._call.cancel()
-
-
-class _Growing:
-    """One choice as its pieces come."""
-
-    def __init__(self) -> None:
-        self._text: list[str] = []
-        self._refusal: list[str] = []
-        self._calls: dict[int, ToolCall] = {}
-        self._rest = Choice()
-
-    def add(self, delta: ChoiceDelta) -> None:
-        self._text.append(delta.content)
-        self._refusal.append(delta.refusal)
-        self._rest.logprobs.extend(delta.logprobs)
-        if delta.finish_reason:
-            self._rest.finish_reason = delta.finish_reason
-        for piece in delta.tool_calls:
-            call = self._calls.setdefault(piece.index, ToolCall())
-            call.id = call.id or piece.id
-            call.name += piece.name
-            call.arguments_json += piece.arguments_json
-
-    def choice(self, index: int) -> Choice:
-        content = [ContentPart(text=text)] if (text := "".join(self._text)) else []
-        if refusal := "".join(self._refusal):
-            content.append(ContentPart(refusal=refusal))
-        calls = [call for _, call in sorted(self._calls.items())]
-        message = Message(role=ROLE_ASSISTANT, content=content, tool_calls=calls)
-        return Choice(
-            index=index,
-            message=message,
-            finish_reason=self._rest.finish_reason,
-            logprobs=self._rest.logprobs,
-        )
 
 
 def _message(read: object) -> GenerateStreamResponse | None:

@@ -2,8 +2,7 @@
 `config.py`.
 
 Pure data, frozen, validated as a whole. Prices are decimal USD a million tokens, as providers print
-them, and
-become integer nano-USD a million tokens at once.
+them, and become integer nano-USD a million tokens at once.
 """
 
 from datetime import date
@@ -22,6 +21,7 @@ from penstock.core.money import Price, parse_usd
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 LOCAL_PROVIDER = "local"
+APPLICATION_PREFIX = "local-"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -35,6 +35,11 @@ def _usd_per_mtok(value: object) -> int:
 
 UsdPerMtok = Annotated[int, BeforeValidator(_usd_per_mtok)]
 """Written as decimal USD a million tokens, held as int nano-USD a million tokens."""
+
+
+def application_of(model: str) -> str:
+    """The Ray Serve application of a local model; also the `application` metadata of its calls."""
+    return f"{APPLICATION_PREFIX}{model}"
 
 
 class Section(BaseModel):
@@ -146,7 +151,8 @@ class CacheSettings(Section):
 class Limits(Section):
     """Of one request."""
 
-    request_bytes_max: int = Field(default=4 * 1024 * 1024, ge=1024, le=64 * 1024 * 1024)
+    request_bytes_max: int = Field(default=4 * 1024 * 1024, ge=1024, le=16 * 1024 * 1024)
+    """At most half of what our services' own messages may have (`core/channel.py`)."""
     messages_max: int = Field(default=1024, ge=1, le=100_000)
     tools_max: int = Field(default=128, ge=0, le=1024)
     n_max: int = Field(default=8, ge=1, le=128)
@@ -199,6 +205,12 @@ class Catalogue(Section):
     def paid(self, provider: str, name: str) -> PaidModel | None:
         found = self.providers.get(provider)
         return found.models.get(name) if found else None
+
+    def max_output_tokens_of(self, target: str) -> int | None:
+        """The bound of `local/<name>` or `<provider>/<name>`; None: no such target."""
+        provider, _, name = target.partition("/")
+        model = self.local(name) if provider == LOCAL_PROVIDER else self.paid(provider, name)
+        return model.max_output_tokens if model else None
 
     def price_of(self, target: str) -> Price | None:
         """The price of `local/<name>` or `<provider>/<name>`; None: no such target."""

@@ -24,7 +24,10 @@ FILE_BYTES_MAX = 4 * 1024 * 1024
 
 
 class ConfigError(Exception):
-    """The file's faults, one a line: `path:line: field: what is wrong`."""
+    """All faults of a configuration at once, one a line.
+
+    Of the file: `path:line: field: what is wrong`; of an environment: `VARIABLE: what is wrong`.
+    """
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))

@@ -8,6 +8,14 @@ from penstock.core.errors import DeadlineExceeded
 _SYSTEM = SystemClock()
 
 
+def late() -> DeadlineExceeded:
+    """What a client is told whose time was over before its answer was complete."""
+    return DeadlineExceeded(
+        "the deadline passed before the answer was complete; "
+        "allow more time or ask for fewer tokens"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Deadline:
     """A point on the monotonic clock of this process."""

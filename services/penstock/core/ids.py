@@ -4,9 +4,12 @@ import os
 import time
 import uuid
 
+API_KEY_PREFIX = "ps-"
+"""Of every API key's text: a key that lies about is known for one, also by scanners of secrets."""
+
 
 def uuid7(unix_ms: int | None = None) -> str:
-    """A new UUIDv7 as text; `unix_ms` and the random part are the only inputs."""
+    """A new UUIDv7 as text, of this time or of now; the rest of it is random."""
     ms = int(time.time() * 1000) if unix_ms is None else unix_ms
     rand = int.from_bytes(os.urandom(10))
     value = (ms & (1 << 48) - 1) << 80 | rand

@@ -6,16 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from penstock.core import errors
-from penstock.core.status import to_status
-
-logger = logging.getLogger(__name__)
+from penstock.core.status import to_status, told
 
 STATUS_DETAILS = "grpc-status-details-bin"
 OPEN_METHODS = ("/grpc.health.v1.Health/", "/grpc.reflection.")
@@ -24,6 +22,8 @@ OPEN_METHODS = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 Handler: TypeAlias = Any
 """grpc.RpcMethodHandler, whose fields differ by the kind of call."""
 Continuation: TypeAlias = Callable[[grpc.HandlerCallDetails], Awaitable[Any]]
+Metadata: TypeAlias = Iterable[tuple[str, Any]]
+Deserializer: TypeAlias = Callable[[bytes], Any]
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.PenstockError) -> None:
@@ -33,11 +33,47 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: errors.Penst
     await context.abort(error.code, error.message, tuple(trailers))
 
 
-def _told(error: BaseException) -> errors.PenstockError:
-    if isinstance(error, errors.PenstockError):
-        return error
-    logger.error("unexpected error", exc_info=error)
-    return errors.Internal(f"unexpected {type(error).__name__}; see the service's log")
+def carries(metadata: Metadata | None, expected: bytes) -> bool:
+    """Whether the call shows this `authorization`; takes as long for a wrong one as for a right."""
+    given = dict(metadata or ()).get("authorization", "")
+    return hmac.compare_digest(given if isinstance(given, bytes) else given.encode(), expected)
+
+
+def rebuilt(
+    handler: Handler, *, unary: Any, stream: Any, read: Deserializer | None = None
+) -> Handler:
+    """The same kind of handler with the same codecs over `unary`, or `stream` where it streams.
+
+    `read`: takes the place of its deserializer.
+    """
+    make, behaviour = _KINDS[handler.request_streaming, handler.response_streaming], unary
+    if handler.response_streaming:
+        behaviour = stream
+    return make(behaviour, read or handler.request_deserializer, handler.response_serializer)
+
+
+def _forgiving(deserializer: Deserializer) -> Deserializer:
+    """Gives the fault in the message's place: what a deserializer raises, gRPC tells as UNKNOWN."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserializer(data)
+        except DecodeError:
+            return errors.InvalidRequest(
+                "the message is no valid protobuf of this method's request; texts are UTF-8",
+                reason="MESSAGE_MALFORMED",
+            )
+
+    return read
+
+
+_KINDS: dict[tuple[bool, bool], Callable[..., Handler]] = {
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, False): grpc.stream_unary_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+"""By (the request streams, the response streams)."""
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -51,40 +87,37 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or handler_call_details.method.startswith(OPEN_METHODS):
             return handler
-        if handler.response_streaming:
-            inner_stream: Any = handler.stream_stream or handler.unary_stream
-
-            async def stream(request: Any, context: Any) -> Any:
-                try:
-                    async for reply in inner_stream(request, context):
-                        yield reply
-                except (asyncio.CancelledError, grpc.aio.AbortError):
-                    raise
-                except Exception as error:  # noqa: BLE001 - the boundary: the caller gets a code
-                    await abort(context, _told(error))
-
-            make = (
-                grpc.stream_stream_rpc_method_handler
-                if handler.request_streaming
-                else grpc.unary_stream_rpc_method_handler
-            )
-            return make(stream, handler.request_deserializer, handler.response_serializer)
+        inner_stream: Any = handler.stream_stream or handler.unary_stream
         inner: Any = handler.stream_unary or handler.unary_unary
+
+        async def stream(request: Any, context: Any) -> Any:
+            try:
+                _check(request)
+                async for reply in inner_stream(request, context):
+                    yield reply
+            except (asyncio.CancelledError, grpc.aio.AbortError):
+                raise
+            except Exception as error:  # noqa: BLE001 - the boundary: the caller gets a code
+                await abort(context, told(error))
 
         async def unary(request: Any, context: Any) -> Any:
             try:
+                _check(request)
                 return await inner(request, context)
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
             except Exception as error:  # noqa: BLE001 - the boundary: the caller gets a code
-                await abort(context, _told(error))
+                await abort(context, told(error))
 
-        make_unary = (
-            grpc.stream_unary_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_unary_rpc_method_handler
-        )
-        return make_unary(unary, handler.request_deserializer, handler.response_serializer)
+        read = handler.request_deserializer
+        if read is not None and not handler.request_streaming:
+            read = _forgiving(read)
+        return rebuilt(handler, unary=unary, stream=stream, read=read)
+
+
+def _check(request: Any) -> None:
+    if isinstance(request, errors.InvalidRequest):
+        raise request
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
@@ -99,10 +132,8 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
     ) -> Handler:
         if handler_call_details.method.startswith(OPEN_METHODS):
             return await continuation(handler_call_details)
-        given = dict(handler_call_details.invocation_metadata or ()).get("authorization", "")
-        given_bytes = given if isinstance(given, bytes) else given.encode()
         handler = await continuation(handler_call_details)
-        if handler is None or hmac.compare_digest(given_bytes, self._expected):
+        if handler is None or carries(handler_call_details.invocation_metadata, self._expected):
             return handler
         return _refusing(handler)
 
@@ -119,10 +150,6 @@ def _refusing(handler: Handler) -> Handler:
         await abort(context, error)
         yield  # makes it a generator; never reached
 
-    if handler.response_streaming:
-        if handler.request_streaming:
-            return grpc.stream_stream_rpc_method_handler(stream)
-        return grpc.unary_stream_rpc_method_handler(stream)
-    if handler.request_streaming:
-        return grpc.stream_unary_rpc_method_handler(unary)
-    return grpc.unary_unary_rpc_method_handler(unary)
+    # Without codecs: what a stranger sends is not even parsed.
+    make = _KINDS[handler.request_streaming, handler.response_streaming]
+    return make(stream if handler.response_streaming else unary)

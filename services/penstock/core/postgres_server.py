@@ -19,11 +19,12 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from penstock.core.ports import why_taken
 
 SUPERUSER = "penstock"
 HOST = "127.0.0.1"
@@ -333,27 +334,23 @@ def _spawn(command: list[str], user: _User, *, cwd: Path, output: int) -> subpro
     # No variable of ours (tokens, passwords) reaches the server's environment.
     environment = {"LC_ALL": "C", "PATH": os.environ.get("PATH", ""), "TZ": "UTC"}
     if user.switch:
-        return subprocess.Popen(  # noqa: S603
+        return subprocess.Popen(  # noqa: S603 - a command of our own
             command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=output,
             stderr=output, start_new_session=True, umask=0o077,
             user=user.uid, group=user.gid, extra_groups=[],
         )  # fmt: skip
-    return subprocess.Popen(  # noqa: S603
+    return subprocess.Popen(  # noqa: S603 - a command of our own
         command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=output,
         stderr=output, start_new_session=True, umask=0o077,
     )  # fmt: skip
 
 
 def _require_free_port(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise PostgresServerError(
-                f"Port {port} on {HOST} cannot be used for PostgreSQL ({error.strerror}). "
-                "Stop what uses it, or choose another port."
-            ) from error
+    if why := why_taken(HOST, port):
+        raise PostgresServerError(
+            f"Port {port} on {HOST} cannot be used for PostgreSQL ({why}). "
+            "Stop what uses it, or choose another port."
+        )
 
 
 def _require_version(data: Path) -> None:

@@ -1,11 +1,15 @@
 """Errors on the wire: PenstockError to google.rpc.Status and back."""
 
+import logging
+
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from penstock.core import errors
+
+logger = logging.getLogger(__name__)
 
 _BY_REASON: dict[str, type[errors.PenstockError]] = {}
 _BY_CODE: dict[grpc.StatusCode, type[errors.PenstockError]] = {}
@@ -18,6 +22,14 @@ def _index() -> None:
 
 
 _index()
+
+
+def told(error: BaseException) -> errors.PenstockError:
+    """What the caller is told; an unexpected error is logged, and its text kept to ourselves."""
+    if isinstance(error, errors.PenstockError):
+        return error
+    logger.error("unexpected error", exc_info=error)
+    return errors.Internal(f"unexpected {type(error).__name__}; see the service's log")
 
 
 def to_status(error: errors.PenstockError) -> status_pb2.Status:

@@ -10,8 +10,9 @@ from typing import Any, Final
 import msgspec
 
 from penstock.core import semconv
+from penstock.core.assemble import finish_word
 from penstock.core.semconv import Attributes
-from penstock.type.v1.chat_pb2 import ChatInput, Choice, ContentPart, FinishReason, Message, Role
+from penstock.type.v1.chat_pb2 import ChatInput, Choice, ContentPart, Message, Role
 
 PART_CHARS_MAX: Final = 8_192
 """Of one text; a longer one is cut, and says so."""
@@ -38,14 +39,9 @@ def answer(choices: Iterable[Choice], *, record_prompts: bool) -> Attributes:
     if not record_prompts:
         return {}
     messages = [
-        {**_message(c.message), "finish_reason": finish_reason(c.finish_reason)} for c in choices
+        {**_message(c.message), "finish_reason": finish_word(c.finish_reason)} for c in choices
     ]
     return {semconv.OUTPUT_MESSAGES: _encode(messages).decode()}
-
-
-def finish_reason(reason: FinishReason.ValueType) -> str:
-    """As the conventions and OpenAI write it: "stop", "length", "tool_calls" …"""
-    return FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
 
 
 def _message(message: Message) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from types import TracebackType
 from typing import Self
 
 from opentelemetry.sdk.trace import Event
@@ -11,7 +10,7 @@ from opentelemetry.trace import SpanContext, SpanKind
 
 from penstock.core.semconv import Value
 from penstock.core.telemetry_context import SAMPLED, form
-from penstock.core.telemetry_request import EVENTS_MAX, Emit, Recording
+from penstock.core.telemetry_request import EVENTS_MAX, Emit, Step
 
 
 class Nothing:
@@ -59,8 +58,8 @@ class Unsampled(Nothing):
 NOTHING = Nothing()
 
 
-class OperationSpan(Recording):
-    """A context manager, or ended by `end()`. An exception marks it and goes on."""
+class OperationSpan(Step):
+    """The span of the operation; or ended by `end()`."""
 
     __slots__ = ("_emit", "_now_unix_ns", "_parent", "kind", "span_id")
     recording = True
@@ -96,14 +95,3 @@ class OperationSpan(Recording):
             kind=self.kind, status=self.status,
             start_unix_ns=self.start_unix_ns, end_unix_ns=self.end_unix_ns,
         )  # fmt: skip
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:  # fmt: skip
-        if error is not None and self.error is None and not self.end_unix_ns:
-            self.fail(error)
-        self.end()

@@ -112,11 +112,28 @@ class Recording:
         return Status(StatusCode.UNSET) if self.error is None else error_status(self.error)
 
 
-class Child(Recording):
-    """A step of a request: `with trace.child("reserve") as span: … span.traceparent … span.set(…)`.
+class Step(Recording):
+    """A context manager: an exception that passes through marks it as failed, and goes on."""
 
-    An exception that passes through marks it as failed, and goes on.
-    """
+    __slots__ = ()
+
+    def end(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:  # fmt: skip
+        if error is not None and self.error is None and not self.end_unix_ns:
+            self.fail(error)
+        self.end()
+
+
+class Child(Step):
+    """Of a request: `with trace.child("reserve") as span: … span.traceparent … span.set(…)`."""
 
     __slots__ = ("_trace", "kind", "parent_span_id", "span_id")
 
@@ -151,17 +168,6 @@ class Child(Recording):
         if not self.end_unix_ns:
             self.end_unix_ns = self._trace.now_unix_ns()
             self._trace.child_ended(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:  # fmt: skip
-        if error is not None and self.error is None and not self.end_unix_ns:
-            self.fail(error)
-        self.end()
 
 
 class RequestTrace(Recording):
@@ -276,9 +282,9 @@ def _inference(children: list[Child]) -> Attributes:
     for child in children:
         for key, value in child.attributes.items():
             if key == semconv.ATTEMPT_COST_NANO_USD:
-                charged_nano_usd.append(int(value))  # type: ignore[arg-type]
+                charged_nano_usd.append(int(value))  # type: ignore[arg-type]  # it is an int
             elif key.startswith("gen_ai.usage.") and isinstance(value, int):
-                found[key] = int(found.get(key, 0)) + value  # type: ignore[arg-type]
+                found[key] = int(found.get(key, 0)) + value  # type: ignore[arg-type]  # ints alone are summed
             elif key.startswith("gen_ai.") and key != semconv.REQUEST_MODEL:
                 found[key] = value
     if charged_nano_usd:

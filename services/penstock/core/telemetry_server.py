@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import grpc
 
-from penstock.core.interceptors import OPEN_METHODS, Continuation, Handler
+from penstock.core.interceptors import OPEN_METHODS, Continuation, Handler, rebuilt
 from penstock.core.telemetry import Nothing, OperationSpan, Telemetry, from_metadata
 from penstock.core.telemetry_context import set_current
 
@@ -37,31 +36,18 @@ class TraceInterceptor(grpc.aio.ServerInterceptor):
 
 
 def _traced(handler: Any, span: OperationSpan | Nothing) -> Handler:
-    if handler.response_streaming:
-        inner_stream = handler.stream_stream or handler.unary_stream
-
-        async def stream(request: Any, context: Any) -> Any:
-            set_current(span.traceparent)
-            with span:
-                async for reply in inner_stream(request, context):
-                    yield reply
-
-        make: Callable[..., Handler] = (
-            grpc.stream_stream_rpc_method_handler
-            if handler.request_streaming
-            else grpc.unary_stream_rpc_method_handler
-        )
-        return make(stream, handler.request_deserializer, handler.response_serializer)
+    inner_stream = handler.stream_stream or handler.unary_stream
     inner = handler.stream_unary or handler.unary_unary
+
+    async def stream(request: Any, context: Any) -> Any:
+        set_current(span.traceparent)
+        with span:
+            async for reply in inner_stream(request, context):
+                yield reply
 
     async def unary(request: Any, context: Any) -> Any:
         set_current(span.traceparent)
         with span:
             return await inner(request, context)
 
-    make = (
-        grpc.stream_unary_rpc_method_handler
-        if handler.request_streaming
-        else grpc.unary_unary_rpc_method_handler
-    )
-    return make(unary, handler.request_deserializer, handler.response_serializer)
+    return rebuilt(handler, unary=unary, stream=stream)

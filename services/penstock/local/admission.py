@@ -8,9 +8,7 @@ from dataclasses import dataclass
 
 from penstock.core.clock import Clock
 from penstock.core.errors import CapacityExhausted, FieldViolation, InvalidRequest
-
-SERVICE_WEIGHT = 0.2
-"""Of the newest request in the average time in a slot."""
+from penstock.local.average import Average
 
 RETRY_SECONDS_DEFAULT = 1.0
 """Told to a refused caller before the first request has shown how long one takes."""
@@ -31,8 +29,12 @@ class Admission:
         self._clock = clock
         self._queue: deque[_Waiter] = deque()
         self.running = 0
-        self.service_seconds = 0.0
+        self._service_seconds = Average()
+
+    @property
+    def service_seconds(self) -> float:
         """Time of a request in its slot, exponentially weighted; 0 before the first."""
+        return self._service_seconds.value
 
     @property
     def waiting(self) -> int:
@@ -51,7 +53,7 @@ class Admission:
         try:
             yield
         finally:
-            self._learn(self._clock.monotonic_seconds() - began)
+            self._service_seconds.add(self._clock.monotonic_seconds() - began)
             self._leave(choices)
 
     async def _enter(self, choices: int) -> None:
@@ -89,7 +91,3 @@ class Admission:
             self.running += waiter.choices
             if not waiter.admitted.done():
                 waiter.admitted.set_result(None)
-
-    def _learn(self, seconds: float) -> None:
-        known = self.service_seconds or seconds
-        self.service_seconds = known + SERVICE_WEIGHT * (seconds - known)

@@ -5,7 +5,6 @@ data plane takes calls without a token, so the replica itself checks the router'
 """
 
 import asyncio
-import hmac
 import logging
 import os
 import time
@@ -18,13 +17,12 @@ import grpc
 from penstock.core.clock import SystemClock
 from penstock.core.errors import (
     FieldViolation,
-    Internal,
     InvalidRequest,
     PenstockError,
     Unauthenticated,
 )
-from penstock.core.interceptors import STATUS_DETAILS
-from penstock.core.status import to_status
+from penstock.core.interceptors import STATUS_DETAILS, carries
+from penstock.core.status import to_status, told
 from penstock.local import tracing
 from penstock.local.admission import Admission
 from penstock.local.coalesce import coalesce
@@ -44,8 +42,8 @@ EXIT_SECONDS = 0.2
 CALLS_BESIDE_GENERATION = 64
 """`Stats`, refusals and cancelled calls on their way out, which Serve counts as ongoing too."""
 
-
 HEALTH_PERIOD_SECONDS = 2.0
+"""How late Serve notices an engine that died while nobody asked it anything."""
 
 HEALTH_TIMEOUT_SECONDS = 35.0
 """More than an engine's own probe may take, so that the engine's verdict is the one that counts."""
@@ -179,9 +177,7 @@ class Replica:
         )
 
     def _check_token(self, context: CallContext) -> None:
-        given = dict(context.invocation_metadata()).get("authorization", "")
-        given_bytes = given if isinstance(given, bytes) else given.encode()
-        if not hmac.compare_digest(given_bytes, self._expected):
+        if not carries(context.invocation_metadata(), self._expected):
             raise Unauthenticated(
                 "a replica takes only calls with the router's token", reason="ROUTER_TOKEN_INVALID"
             )
@@ -191,15 +187,13 @@ class Replica:
 
         The caller must return then, not raise: Serve drops the trailers of a call that raised.
         """
-        if not isinstance(error, PenstockError):
-            logger.error("unexpected error", exc_info=error)
-            error = Internal(f"unexpected {type(error).__name__}; see the replica's log")
-        if error.reason == ENGINE_DEAD:
-            self._die(error)
-        details = f"{error.reason}: {error.message}"[:DETAILS_CHARACTERS_MAX]
-        status = to_status(error)
+        meant = told(error)
+        if meant.reason == ENGINE_DEAD:
+            self._die(meant)
+        details = f"{meant.reason}: {meant.message}"[:DETAILS_CHARACTERS_MAX]
+        status = to_status(meant)
         status.message = details
-        context.set_code(error.code)
+        context.set_code(meant.code)
         context.set_details(details)
         context.set_trailing_metadata([(STATUS_DETAILS, status.SerializeToString())])
 

@@ -5,7 +5,6 @@ import contextlib
 import math
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +13,10 @@ from pathlib import Path
 
 import httpx
 
+from penstock.core.ports import free_port, why_taken
 from penstock.local import processes
 from penstock.local.config import Ports, ReplicaSettings
-from penstock.local.ports import NoFreePorts, PortBlock, claim_block, free_port
+from penstock.local.ports import NoFreePorts, PortBlock, claim_block
 from penstock.local.serve_api import ApiSilent, AppState, DeployFailed, ServeApi
 
 OBJECT_STORE_BYTES = 100 * 1024 * 1024
@@ -212,15 +212,11 @@ class Head:
 
     def _demand_free_ports(self) -> None:
         for port in (self._settings.ports.gcs, self._settings.ports.dashboard):
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind(("127.0.0.1", port))
-                except OSError as error:
-                    raise HeadFailed(
-                        f"port {port} for Ray is taken ({error.strerror}): stop what listens "
-                        "there, or set PENSTOCK_RAY_ADDRESS and PENSTOCK_RAY_API to other ports"
-                    ) from None
+            if why := why_taken("127.0.0.1", port):
+                raise HeadFailed(
+                    f"port {port} for Ray is taken ({why}): stop what listens "
+                    "there, or set PENSTOCK_RAY_ADDRESS and PENSTOCK_RAY_API to other ports"
+                )
 
     def _demand_alive(self) -> None:
         assert self._child is not None

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
 
+from penstock.core.assemble import joined
 from penstock.local.engines.base import Delta
 from penstock.local.v1 import local_pb2
 from penstock.type.v1 import chat_pb2
@@ -16,7 +17,7 @@ class _Batch:
     """Deltas that go out together."""
 
     def __init__(self) -> None:
-        self._choices: dict[int, chat_pb2.ChoiceDelta] = {}
+        self._deltas: list[chat_pb2.ChoiceDelta] = []
         self._last: Delta | None = None
 
     def __bool__(self) -> bool:
@@ -24,35 +25,20 @@ class _Batch:
 
     @property
     def has_tokens(self) -> bool:
-        return bool(self._choices)
+        return bool(self._deltas)
 
     def add(self, delta: Delta) -> None:
         self._last = delta
-        for piece in delta.choices:
-            held = self._choices.get(piece.index)
-            if held is None:
-                self._choices[piece.index] = held = chat_pb2.ChoiceDelta()
-                held.CopyFrom(piece)
-            else:
-                _join(held, piece)
+        self._deltas.extend(delta.choices)
 
     def message(self) -> local_pb2.GenerateResponse:
         assert self._last is not None
         return local_pb2.GenerateResponse(
-            deltas=self._choices.values(),
+            deltas=joined(self._deltas),
             usage=self._last.usage,
             completion_tokens_so_far=self._last.completion_tokens,
             prompt_tokens=self._last.prompt_tokens,
         )
-
-
-def _join(held: chat_pb2.ChoiceDelta, piece: chat_pb2.ChoiceDelta) -> None:
-    held.content += piece.content
-    held.refusal += piece.refusal
-    held.logprobs.extend(piece.logprobs)
-    held.tool_calls.extend(piece.tool_calls)
-    if piece.finish_reason:
-        held.finish_reason = piece.finish_reason
 
 
 async def coalesce(

@@ -8,19 +8,15 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict
 
 from penstock.core.catalogue import LocalModel
+from penstock.core.config import ConfigError
 
 RAY_API_DEFAULT = "http://127.0.0.1:8265"
 RAY_ADDRESS_DEFAULT = "127.0.0.1:6379"
-APPLICATION_PREFIX = "local-"
 DEPLOYMENT = "Replica"
 """The one deployment of each application."""
 
 DRAIN_SECONDS = 20.0
 """A stopping replica lets its streams end within this."""
-
-
-class SettingsFault(Exception):
-    """A variable is missing or wrong; names it and the remedy."""
 
 
 class ReplicaSettings(BaseModel):
@@ -40,11 +36,6 @@ class ReplicaSettings(BaseModel):
     cpus: float
     gpus: float
     drain_seconds: float = DRAIN_SECONDS
-
-
-def application_of(model_name: str) -> str:
-    """The Serve application of a model; it is also the `application` metadata of each call."""
-    return f"{APPLICATION_PREFIX}{model_name}"
 
 
 def replica_settings(name: str, model: LocalModel, path: Path) -> ReplicaSettings:
@@ -91,15 +82,15 @@ def read(env: Mapping[str, str]) -> LocalConfig:
     """The configuration.
 
     Raises:
-        SettingsFault: a variable is missing or no address.
+        ConfigError: a variable is missing or no address.
     """
     ready_file = env.get("PENSTOCK_LOCAL_READY_FILE")
     api = urlsplit(env.get("PENSTOCK_RAY_API", RAY_API_DEFAULT))
     gcs = urlsplit("//" + env.get("PENSTOCK_RAY_ADDRESS", RAY_ADDRESS_DEFAULT))
     if api.port is None:
-        raise SettingsFault("PENSTOCK_RAY_API has no port; write e.g. http://127.0.0.1:8265")
+        raise ConfigError(["PENSTOCK_RAY_API: has no port; write e.g. http://127.0.0.1:8265"])
     if gcs.port is None:
-        raise SettingsFault("PENSTOCK_RAY_ADDRESS has no port; write e.g. 127.0.0.1:6379")
+        raise ConfigError(["PENSTOCK_RAY_ADDRESS: has no port; write e.g. 127.0.0.1:6379"])
     return LocalConfig(
         catalogue_path=Path(_demand(env, "PENSTOCK_CONFIG", "the path of penstock.yaml")),
         ports=Ports(dashboard=api.port, gcs=gcs.port),
@@ -112,5 +103,5 @@ def read(env: Mapping[str, str]) -> LocalConfig:
 def _demand(env: Mapping[str, str], name: str, what: str) -> str:
     value = env.get(name, "")
     if not value:
-        raise SettingsFault(f"{name} is not set: {what}")
+        raise ConfigError([f"{name}: is not set; set it to {what}"])
     return value

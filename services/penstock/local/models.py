@@ -1,5 +1,6 @@
 """Where a model's weights lie: `source` of the catalogue to a file or folder on this machine."""
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,7 +38,8 @@ class HuggingFaceHub:
             import huggingface_hub  # optional: only a source `hf:…` needs it
         except ImportError:
             raise ModelNotFound(
-                "a source `hf:…` needs the package huggingface_hub: pip install huggingface_hub"
+                "a source `hf:…` needs the package huggingface_hub, the extra `hub` of penstock: "
+                f"{sys.executable} -m pip install 'huggingface_hub>=0.30'"
             ) from None
         return huggingface_hub
 

@@ -3,6 +3,8 @@
 import socket
 from dataclasses import dataclass
 
+from penstock.core.ports import why_taken
+
 BLOCK_PORTS = 200
 """Of one head: half for the HTTP, half for the gRPC servers of its replicas on this machine."""
 
@@ -15,23 +17,10 @@ class NoFreePorts(Exception):
     """Every block is in use."""
 
 
-def free_port() -> int:
-    """One that nobody listens on now; another process may take it before it is used."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def is_free(port: int) -> bool:
     """Whether nobody listens on it, on any address of this machine."""
-    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0")):  # noqa: S104
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, port))
-            except OSError:
-                return False
-    return True
+    # Listening on one address and on all of them are told apart by some servers' options: ask both.
+    return not any(why_taken(host, port) for host in ("127.0.0.1", "0.0.0.0"))  # noqa: S104 - asked
 
 
 @dataclass

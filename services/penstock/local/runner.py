@@ -7,13 +7,13 @@ from pathlib import Path
 
 from penstock.core.config import ConfigError, load
 from penstock.local.cluster import Head, HeadFailed, HeadSettings, deploy, logical_cpus
-from penstock.local.config import LocalConfig, ReplicaSettings, SettingsFault, replica_settings
+from penstock.local.config import LocalConfig, ReplicaSettings, replica_settings
 from penstock.local.models import ModelNotFound, resolve
 from penstock.local.serve_api import DeployFailed, RestServeApi
 
 logger = logging.getLogger(__name__)
 
-STARTUP_FAULTS = (ConfigError, SettingsFault, ModelNotFound, HeadFailed, DeployFailed)
+STARTUP_FAULTS = (ConfigError, ModelNotFound, HeadFailed, DeployFailed)
 """What an operator can mend: told in a line, without a traceback."""
 
 

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import httpx
 
-from penstock.local.config import DEPLOYMENT, ReplicaSettings, application_of
-from penstock.local.ports import free_port
+from penstock.core.catalogue import application_of
+from penstock.core.ports import free_port
+from penstock.local.config import DEPLOYMENT, ReplicaSettings
 
 SERVICER = "penstock.local.v1.local_pb2_grpc.add_LocalServiceServicer_to_server"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")

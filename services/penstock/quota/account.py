@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from penstock.core.ids import API_KEY_PREFIX
+
 AccountKind = Literal["org", "team", "key"]
 KeyState = Literal["active", "revoked", "expired", "suspended"]
 WindowKind = Literal["total", "month"]
 
 SECRET_BYTES = 24
 """192 bits from the system's generator: cannot be guessed, so a plain hash of it is enough."""
-SECRET_PREFIX = "ps-"  # noqa: S105
 PREFIX_CHARACTERS = 9
 """Shown to tell keys apart: 6 of its 32 random characters."""
 
 _ACCOUNT_ID = re.compile(r"(org|team|key)_([1-9][0-9]{0,17})")
-_BUDGET_ID = re.compile(r"budget_([1-9][0-9]{0,17})")
 ACCOUNT_NAME = re.compile(r"[a-z0-9-]{1,64}")
 
 
@@ -38,7 +38,7 @@ def parse_id(text: str, *kinds: AccountKind) -> int | None:
 
 def new_secret() -> str:
     """A new API key's text."""
-    return SECRET_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+    return API_KEY_PREFIX + secrets.token_urlsafe(SECRET_BYTES)
 
 
 def secret_hash(secret: str) -> bytes:

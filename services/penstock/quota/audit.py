@@ -103,7 +103,7 @@ async def audit(connection: postgres.Connection) -> AuditReport:
         checks = []
         for name, query in _CHECKS.items():
             rows = await connection.fetch(
-                f"SELECT * FROM ({query}) AS found LIMIT {FINDINGS_MAX}",  # noqa: S608
+                f"SELECT * FROM ({query}) AS found LIMIT {FINDINGS_MAX}",  # noqa: S608 - the queries above
                 timeout=None,
             )
             checks.append(Check(name, tuple(row[0] for row in rows)))

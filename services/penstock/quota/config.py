@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from penstock.core.config import ConfigError
+
 LISTEN_DEFAULT = "127.0.0.1:7411"
 ADMIN_LISTEN_DEFAULT = "127.0.0.1:7412"
-
-
-class ConfigError(Exception):
-    """All faults of the environment, one a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ def read_dsn(environment: Mapping[str, str]) -> str:
     dsn = environment.get("PENSTOCK_QUOTA_DSN", "")
     if not dsn.startswith(("postgresql://", "postgres://")):
         raise ConfigError(
-            "PENSTOCK_QUOTA_DSN: set it to postgresql://user:password@host:port/database"
+            ["PENSTOCK_QUOTA_DSN: set it to postgresql://user:password@host:port/database"]
         )
     return dsn
 
@@ -46,7 +44,7 @@ def read_config(environment: Mapping[str, str]) -> QuotaConfig:
     try:
         dsn = read_dsn(environment)
     except ConfigError as error:
-        faults.append(str(error))
+        faults += error.faults
     service_token = environment.get("PENSTOCK_SERVICE_TOKEN", "")
     admin_token = environment.get("PENSTOCK_ADMIN_TOKEN", "")
     if not service_token:
@@ -56,7 +54,7 @@ def read_config(environment: Mapping[str, str]) -> QuotaConfig:
     if service_token and service_token == admin_token:
         faults.append("PENSTOCK_ADMIN_TOKEN: must differ from PENSTOCK_SERVICE_TOKEN")
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise ConfigError(faults)
     return QuotaConfig(
         dsn=dsn,
         service_token=service_token,

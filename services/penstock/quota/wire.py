@@ -23,7 +23,11 @@ from penstock.quota.v1 import quota_pb2
 
 ATTEMPTS_MAX = 1_000
 TEXT_LENGTH_MAX = 256
+PROVIDER_LENGTH_MAX = 128
+"""A name of the catalogue, and what is added to it: "openai-stand-in"."""
 TAGS_MAX = 32
+TAG_VALUE_LENGTH_MAX = 512
+"""What the router takes, and OpenAI: what passed there must not be refused here."""
 
 _POOLS: dict[int, Pool] = {quota_pb2.POOL_KIND_LOCAL: "local", quota_pb2.POOL_KIND_PAID: "paid"}
 _STATES: dict[KeyState, quota_pb2.Principal.State.ValueType] = {
@@ -44,7 +48,7 @@ def parse_reserve(message: quota_pb2.ReserveRequest) -> Reserve:
         faults.add("tags", "TAGS_INVALID", f"takes at most {TAGS_MAX} tags")
     for name, value in message.tags.items():
         faults.text(f"tags[{name[:32]!r}]", name, length_min=1, length_max=64)
-        faults.text(f"tags[{name[:32]!r}]", value, length_max=TEXT_LENGTH_MAX)
+        faults.text(f"tags[{name[:32]!r}]", value, length_max=TAG_VALUE_LENGTH_MAX)
     reserve = Reserve(
         reservation_id=message.reservation_id,
         id_unix_ms=faults.uuid7("reservation_id", message.reservation_id),
@@ -52,7 +56,9 @@ def parse_reserve(message: quota_pb2.ReserveRequest) -> Reserve:
         attempt=faults.integer("attempt", message.attempt, low=1, high=ATTEMPTS_MAX),
         key_id=faults.account("key_id", message.key_id, "key"),
         pool=pool or "paid",
-        provider=faults.text("provider", message.provider, length_min=1, length_max=64),
+        provider=faults.text(
+            "provider", message.provider, length_min=1, length_max=PROVIDER_LENGTH_MAX
+        ),
         model=faults.text("model", message.model, length_min=1, length_max=TEXT_LENGTH_MAX),
         amount_nano_usd=faults.amount("amount_nano_usd", message.amount_nano_usd),
         ttl_ms=faults.integer("ttl_ms", message.ttl_ms, low=1, high=TTL_MS_MAX),

@@ -5,9 +5,9 @@ import logging
 import os
 import sys
 
-from penstock.core import config as catalogue
 from penstock.core import log, server, telemetry
-from penstock.router.config import ConfigError, RouterConfig, read_config
+from penstock.core.config import ConfigError
+from penstock.router.config import RouterConfig, read_config
 from penstock.router.wiring import Router
 
 logger = logging.getLogger("penstock.router")
@@ -31,7 +31,7 @@ def main() -> int:
         config = read_config(os.environ)
         logger.info("configuration: %r", config)
         server.run(lambda stop: _serve(config, stop))
-    except (ConfigError, catalogue.ConfigError, server.PortInUse) as error:
+    except (ConfigError, server.PortInUse) as error:
         logger.error("%s", error)  # noqa: TRY400 - the place in our code is no help
         return 1
     return 0

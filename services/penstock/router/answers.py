@@ -170,7 +170,9 @@ class CacheAnswers:
         task = asyncio.create_task(sending)
         self._storing.add(task)
         task.add_done_callback(self._storing.discard)
-        await asyncio.wait({task}, timeout=self._acknowledge_seconds)
+        # A cache that does not answer looks does not answer this either: nobody waits for it.
+        patience_seconds = self._acknowledge_seconds if self._breaker.is_closed else 0
+        await asyncio.wait({task}, timeout=patience_seconds)
 
     async def _send(self, operation: Operation) -> None:
         try:

@@ -4,16 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from penstock.core.config import ConfigError
+
 GRPC_LISTEN_DEFAULT = "127.0.0.1:7070"
 HTTP_LISTEN_DEFAULT = "127.0.0.1:7080"
 QUOTA_ADDRESS_DEFAULT = "127.0.0.1:7411"
 CACHE_ADDRESS_DEFAULT = "127.0.0.1:7413"
 CAPACITY_ADDRESS_DEFAULT = "127.0.0.1:7414"
 METRICS_LISTEN = "PENSTOCK_ROUTER_METRICS_LISTEN"
-
-
-class ConfigError(Exception):
-    """All faults of the environment, one a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,7 @@ def read_config(environment: Mapping[str, str]) -> RouterConfig:
         if not _is_address(value)
     ]
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise ConfigError(faults)
     return RouterConfig(
         catalogue_path=Path(environment["PENSTOCK_CONFIG"]),
         service_token=environment["PENSTOCK_SERVICE_TOKEN"],

@@ -1,8 +1,7 @@
 """Tokens and money of one attempt: upper bounds before it, what it used after it. Pure.
 
 Bounds are never guesses: a byte-level tokenizer never makes more tokens than there are UTF-8 bytes,
-plus what the
-chat template adds; and no upstream takes a prompt over its context.
+plus what the chat template adds; and no upstream takes a prompt over its context.
 """
 
 from dataclasses import dataclass
@@ -11,6 +10,10 @@ from penstock.core.catalogue import Template
 from penstock.core.money import Price
 from penstock.router.backends.base import Billing, Chunk
 from penstock.type.v1.chat_pb2 import ChatInput, ChoiceDelta, Usage
+
+REPORTED_TOKENS_MAX = 100_000_000
+"""Of one attempt: ten times the longest context there is. A report beyond it is a fault, and what
+it would cost might not even fit the ledger."""
 
 TOKENS_PER_TOOL = 32
 """A tool's frame in the templates we know, beside its own text."""
@@ -87,13 +90,19 @@ class Meter:
         self._prompt_tokens = 0
         self._completion_tokens = 0
         self._delivered_max = 0
+        self._is_sent = False
 
     @property
     def reported(self) -> bool:
         """The upstream's final count is here."""
         return self._usage is not None
 
+    def sent(self) -> None:
+        """The attempt leaves: from here on the upstream may bill it, whatever comes back."""
+        self._is_sent = True
+
     def add(self, chunk: Chunk) -> None:
+        self._is_sent = True
         self._delivered_max += sum(delivered_tokens_max(d) for d in chunk.deltas)
         self._prompt_tokens = max(self._prompt_tokens, chunk.prompt_tokens)
         self._completion_tokens = max(self._completion_tokens, chunk.completion_tokens_so_far)
@@ -122,7 +131,7 @@ class Meter:
             return Usage(
                 prompt_tokens=self._prompt_tokens, completion_tokens=self._completion_tokens
             )
-        if billing is Billing.NOTHING:
+        if billing is Billing.NOTHING or not self._is_sent:
             return Usage()
         # LEDGER.md, "The router's side of the bargain".
         completion = min(self._delivered_max, self._completion_bound)
@@ -136,6 +145,6 @@ class Meter:
 def _plausible(usage: Usage) -> bool:
     """A report that cannot be is worth no more than none."""
     return (
-        0 <= usage.cached_prompt_tokens <= usage.prompt_tokens
-        and 0 <= usage.reasoning_tokens <= usage.completion_tokens
+        0 <= usage.cached_prompt_tokens <= usage.prompt_tokens <= REPORTED_TOKENS_MAX
+        and 0 <= usage.reasoning_tokens <= usage.completion_tokens <= REPORTED_TOKENS_MAX
     )

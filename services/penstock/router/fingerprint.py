@@ -146,7 +146,7 @@ def _response_format(form: ResponseFormat) -> list[Any]:
 
 
 def _optional(chat: ChatInput, name: str) -> Any:
-    return getattr(chat, name) if chat.HasField(name) else None  # type: ignore[arg-type]
+    return getattr(chat, name) if chat.HasField(name) else None  # type: ignore[arg-type]  # a field's name
 
 
 def _number(value: float | None) -> str | None:

@@ -27,6 +27,9 @@ WAIT_SHARE = 0.5
 """Of the deadline that a request waits for another's answer: the rest is left to make one itself.
 """
 
+WAIT_MS_MAX = 600_000
+"""The cache refuses a look-up that would wait longer, and a refusal would be a miss."""
+
 
 @dataclass
 class Looked:
@@ -87,7 +90,7 @@ async def look_up(
         fingerprint=looked.key,
         org_id=looked.org_id,
         join_flight=share,
-        wait_ms_max=int(request.deadline.remaining_seconds() * WAIT_SHARE * 1000),
+        wait_ms_max=min(WAIT_MS_MAX, int(request.deadline.remaining_seconds() * WAIT_SHARE * 1000)),
     )
     if control.HasField("max_age_seconds"):
         ask.max_age_seconds = control.max_age_seconds

@@ -3,8 +3,7 @@
     look up → plan → for each attempt: reserve → dispatch → settle → store & tell
 
 Whatever ends it (an answer, an error, a client that hangs up, a deadline), the upstream is stopped
-first and then
-every hold is resolved, shielded from cancellation.
+first and then every hold is resolved, shielded from cancellation.
 """
 
 import asyncio
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 
 from penstock.cache.v1.cache_pb2 import Answer, LookupResponse
 from penstock.core import ids
+from penstock.core.assemble import Assembler, replay
 from penstock.core.catalogue import Catalogue
 from penstock.core.clock import Clock
 from penstock.core.errors import BudgetExceeded, PenstockError, Unavailable
@@ -27,7 +27,6 @@ from penstock.quota.v1.quota_pb2 import (
     VoidRequest,
 )
 from penstock.router import policy, tracing
-from penstock.router.assemble import Assembler, replay
 from penstock.router.backends.base import AttemptFailed, Backend, Billing, Call
 from penstock.router.estimate import Meter, Used
 from penstock.router.events import Delta, Done, Event, Started
@@ -57,7 +56,9 @@ class Try:
     reservation_id: str = field(default_factory=ids.uuid7)
     answer: Assembler = field(default_factory=Assembler)
     started: bool = False
-    """Something has reached the client: from here on nothing is retried."""
+    """Something came: a client that streams has seen it, and nothing is retried from here on."""
+    kept: list[Event] = field(default_factory=list)
+    """What a client that does not stream will get, once it is whole."""
 
 
 class Flow:
@@ -94,12 +95,16 @@ class Flow:
             tracing.of_request(request, record_prompts=record_prompts),
             parent=request.traceparent,
         )
-        seen = Observed(self._metrics, self._clock)
+        seen, said = Observed(self._metrics, self._clock), Assembler()
         try:
             async with aclosing(self._answer(request, catalogue, trace)) as events:
                 async for event in events:
-                    if isinstance(event, Done):
-                        trace.finish()
+                    if record_prompts and isinstance(event, Delta):
+                        said.add(event.deltas)
+                    elif isinstance(event, Done):
+                        trace.finish(
+                            tracing.of_answer(said.choices(), record_prompts=record_prompts)
+                        )
                     seen.event(event)
                     yield event
         except BaseException as error:
@@ -125,8 +130,9 @@ class Flow:
                     yield event
         except BaseException as error:
             trace.set(tracing.of_failure(tally))
+            request.facts.update(tally.facts())
             if isinstance(error, PenstockError):
-                error.metadata |= tally.facts()
+                error.metadata |= request.facts
             raise
         finally:
             await self._shielded(looked.abandon(self._answers))
@@ -156,13 +162,16 @@ class Flow:
                 try:
                     async with aclosing(self._dispatch(request, one)) as events:
                         async for event in events:
-                            yield event
+                            if request.stream:
+                                yield event
+                            else:
+                                one.kept.append(event)
                 except AttemptFailed as failed:
                     one.span.fail(failed)
                     trace.detail()
                     await self._resolve(tally, one, failed.error.reason, failed.billing)
                     failure = failed.error
-                    if one.started or not failed.fall_back:
+                    if (one.started and request.stream) or not failed.fall_back:
                         break
                 except BaseException:
                     await self._resolve(tally, one, CLIENT_GONE, Billing.UNKNOWN)
@@ -174,6 +183,8 @@ class Flow:
                     trace.set(tracing.of_receipt(receipt))
                     # Its work is done: a front that closes us now has not hung up on it.
                     one.span.end()
+                    for event in one.kept:
+                        yield event
                     yield Done(used.usage, receipt)
                     return
         assert failure is not None
@@ -236,6 +247,7 @@ class Flow:
             traceparent=one.span.traceparent,
             wait_seconds_max=attempt.wait_seconds_max,
             user=request.user,
+            on_sent=one.meter.sent,
         )
         async with aclosing(self._backends(attempt.provider).generate(call)) as chunks:
             async for chunk in chunks:

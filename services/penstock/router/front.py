@@ -38,6 +38,7 @@ class Asked:
         message: The request.
         timeout_seconds: The client's deadline; None: it named none.
         deadline_field: What the client calls the deadline.
+        stream: It wants the answer as it is made.
         traceparent: Of the caller's trace, or empty.
         rename: From the proto's path of a field to what the client calls it.
     """
@@ -45,6 +46,7 @@ class Asked:
     message: GenerateRequest
     timeout_seconds: float | None
     deadline_field: str
+    stream: bool = False
     traceparent: str = ""
     rename: Callable[[str], str] = str
 
@@ -77,6 +79,7 @@ class Front:
             input=message.input,
             deadline=Deadline.after(seconds, self.clock),
             local_only=principal.local_only or message.data_class == DATA_CLASS_LOCAL_ONLY,
+            stream=asked.stream,
             cache_control=message.cache_control,
             user=message.user,
             tags=message.metadata,
@@ -86,7 +89,7 @@ class Front:
 
     def start(self, request: Request) -> Running:
         """Begins it. Whoever called must close it when the client goes away."""
-        return self.registry.start(self.run(request), request.deadline)
+        return self.registry.start(self.run(request), request.deadline, request.facts)
 
 
 def receipt_headers(receipt: Receipt) -> dict[str, str]:

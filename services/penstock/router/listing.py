@@ -1,4 +1,4 @@
-"""The models and aliases that a key may use. Pure."""
+"""The names that a request may write for a model, and those of them that a key may use. Pure."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,8 +10,25 @@ from penstock.router.policy import resolve
 from penstock.router.v1.router_pb2 import Model
 
 
+def names(catalogue: Catalogue) -> list[str]:
+    """Every name of the catalogue: aliases first, then our own models, then the paid ones."""
+    return [
+        *catalogue.aliases,
+        *(f"{LOCAL_PROVIDER}/{name}" for name in catalogue.models),
+        *(
+            f"{provider}/{name}"
+            for provider, spec in catalogue.providers.items()
+            for name in spec.models
+        ),
+    ]
+
+
+def usable_names(catalogue: Catalogue, allowed: Sequence[str]) -> list[str]:
+    return [name for name in names(catalogue) if _may_use(name, catalogue, allowed)]
+
+
 def usable_models(catalogue: Catalogue, allowed: Sequence[str], views: Views) -> list[Model]:
-    """Aliases first, then our own models, then the paid ones whose provider is on."""
+    """In the order of `names`; without the paid ones whose provider is off."""
     return [m for m in _all(catalogue, views) if _may_use(m.id, catalogue, allowed)]
 
 

@@ -1,9 +1,8 @@
 """Where a request goes: pure rules from (request, catalogue, state) to an ordered list of attempts.
 
 Local first; spill when the local pool has no replica, is full, or its expected wait exceeds what
-the deadline
-leaves. A pinned model goes where it is pinned. `local-only` never leaves. What is left out says
-why.
+the deadline leaves. A pinned model goes where it is pinned. `local-only` never leaves. What is left
+out says why.
 """
 
 from collections.abc import Sequence
@@ -244,9 +243,8 @@ def _waited_for(ask: Ask, target: str, catalogue: Catalogue) -> Attempt:
     model = catalogue.local(name)
     assert model is not None
     attempt = _local_attempt(ask, name, model)
-    assert isinstance(
-        attempt, Attempt
-    )  # it was weighed before, and only its pool was found wanting
+    # It was weighed before, and only its pool was found wanting.
+    assert isinstance(attempt, Attempt)
     margin_seconds = catalogue.routing.wait_margin_ms / 1000
     return replace(attempt, wait_seconds_max=max(0.0, ask.remaining_seconds - margin_seconds))
 
@@ -320,7 +318,12 @@ def refusal(ask: Ask, route: Route, the_plan: Plan, catalogue: Catalogue) -> Pen
     reasons = {r.reason for r in the_plan.rejected}
     told = "; ".join(f"{r.provider}/{r.model}: {r.reason}" for r in the_plan.rejected)
     if Reason.MAX_TOKENS_BEYOND_MODEL in reasons:
-        limit = max(_output_limit(t, catalogue) for t in route.targets)
+        # Of those that would answer if it were less: the others are out of reach anyhow.
+        limit = max(
+            catalogue.max_output_tokens_of(target) or 0
+            for target, rejected in zip(route.targets, the_plan.rejected, strict=True)
+            if rejected.reason is Reason.MAX_TOKENS_BEYOND_MODEL
+        )
         return _at_fault(
             "max_tokens", f"{ask.chat.max_tokens} is more than the model's {limit}; ask for less"
         )
@@ -348,10 +351,3 @@ def refusal(ask: Ask, route: Route, the_plan: Plan, catalogue: Catalogue) -> Pen
 
 def _at_fault(field: str, description: str) -> InvalidRequest:
     return InvalidRequest.of([FieldViolation(field, description)])
-
-
-def _output_limit(target: str, catalogue: Catalogue) -> int:
-    provider, _, name = target.partition("/")
-    model = catalogue.local(name) if provider == LOCAL_PROVIDER else catalogue.paid(provider, name)
-    assert model is not None
-    return model.max_output_tokens

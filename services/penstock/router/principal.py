@@ -17,6 +17,7 @@ import grpc
 from penstock.core.channel import Metadata
 from penstock.core.clock import Clock
 from penstock.core.errors import NotFound, PenstockError, Unauthenticated, Unavailable
+from penstock.core.ids import API_KEY_PREFIX
 from penstock.core.status import from_rpc_error
 from penstock.quota.v1.quota_pb2 import (
     GetPrincipalRequest,
@@ -28,7 +29,6 @@ from penstock.quota.v1.quota_pb2_grpc import QuotaServiceStub
 
 logger = logging.getLogger(__name__)
 
-KEY_PREFIX = "ps-"
 KEY_CHARACTERS_MAX = 256
 """Ours have about 50; longer text is no key and is not hashed."""
 
@@ -69,7 +69,7 @@ def key_of(headers: Mapping[str, str]) -> str:
             "authorization: no API key was sent; send `Authorization: Bearer ps-…` or `x-api-key`",
             reason="KEY_MISSING",
         )
-    if not key.startswith(KEY_PREFIX) or not key.isascii() or len(key) > KEY_CHARACTERS_MAX:
+    if not key.startswith(API_KEY_PREFIX) or not key.isascii() or len(key) > KEY_CHARACTERS_MAX:
         raise _unknown()
     return key
 

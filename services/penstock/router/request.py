@@ -21,12 +21,18 @@ class Request:
     """Validated; `max_tokens` is absent where the client named none."""
     deadline: Deadline
     local_only: bool = False
+    stream: bool = False
+    """False: the client gets the answer as a whole, and until then another attempt may follow."""
     cache_control: CacheControl = field(default_factory=CacheControl)
     user: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     client_request_id: str = ""
     traceparent: str = ""
     """Of the caller's own trace (W3C); empty: the request begins one."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """Filled by the flow where it ends without an answer: what was charged all the same. Whoever
+    tells the client hands it on.
+    """
 
     @property
     def choices(self) -> int:

@@ -7,14 +7,14 @@ drain waits for those too.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from types import MappingProxyType
 
-from penstock.core.deadline import Deadline
+from penstock.core.deadline import Deadline, late
 from penstock.core.errors import (
     Cancelled,
     CapacityExhausted,
-    DeadlineExceeded,
     PenstockError,
     Unavailable,
 )
@@ -39,11 +39,17 @@ SETTLE_SECONDS = 5.0
 
 
 class Running:
-    """One flow under way."""
+    """One flow under way. `facts`: what the flow says of its end, for errors that are told here."""
 
-    def __init__(self, events: AsyncGenerator[Event, None], deadline: Deadline) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[Event, None],
+        deadline: Deadline,
+        facts: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self._events = events
         self._deadline = deadline
+        self._facts = facts
         self._waiting: list[Event] = []
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
@@ -55,6 +61,7 @@ class Running:
         self._why: PenstockError | None = None
         self._sent_at = float("-inf")
         self.task = asyncio.create_task(self._pump())
+        self.task.add_done_callback(self._end)
 
     def close(self, why: PenstockError | None = None) -> None:
         """The client went away, or `why`. May be called at any time, more than once.
@@ -64,7 +71,7 @@ class Running:
         if self._closed or self._done or self._over.is_set():
             return
         self._closed = True
-        self._why = why or Cancelled("the request was cancelled by its caller")
+        self._why = why or _cancelled()
         self.task.cancel()
 
     async def batch(self) -> list[Event]:
@@ -105,14 +112,22 @@ class Running:
             async with limit:
                 await self._collect()
         except asyncio.CancelledError:
-            self._error = self._why or Cancelled("the request was cancelled")
+            self._error = self._with_facts(self._why or _cancelled())
         except Exception as error:
-            self._error = error if not limit.expired() else _late()
+            self._error = error if not limit.expired() else self._with_facts(late())
             if self._closed and not isinstance(error, PenstockError):
                 logger.exception("a flow failed after its client had gone")
-        finally:
-            self._over.set()
-            self._arrived.set()
+
+    def _end(self, task: "asyncio.Task[None]") -> None:
+        if task.cancelled():
+            # Before its first step: nothing of it ran, so nothing of it could tell.
+            self._error = self._why or _cancelled()
+        self._over.set()
+        self._arrived.set()
+
+    def _with_facts(self, error: PenstockError) -> PenstockError:
+        error.metadata |= self._facts
+        return error
 
     async def _collect(self) -> None:
         async with aclosing(self._events) as events:
@@ -126,11 +141,8 @@ class Running:
                     await self._room.wait()
 
 
-def _late() -> DeadlineExceeded:
-    return DeadlineExceeded(
-        "the deadline passed before the answer was complete; allow more time, "
-        "or ask for fewer tokens"
-    )
+def _cancelled() -> Cancelled:
+    return Cancelled("the request was cancelled by its caller")
 
 
 def _draining(what: str) -> Unavailable:
@@ -148,15 +160,20 @@ class Registry:
         self._running: set[Running] = set()
         self._draining = False
 
-    def start(self, events: AsyncGenerator[Event, None], deadline: Deadline) -> Running:
-        """Begins a flow.
+    def start(
+        self,
+        events: AsyncGenerator[Event, None],
+        deadline: Deadline,
+        facts: Mapping[str, str] = MappingProxyType({}),
+    ) -> Running:
+        """Begins a flow; see `Running`.
 
         Raises:
             Unavailable: ROUTER_DRAINING.
             CapacityExhausted: ROUTER_FULL.
         """
         self.check_room()
-        running = Running(events, deadline)
+        running = Running(events, deadline, facts)
         self._running.add(running)
         running.task.add_done_callback(lambda _: self._running.discard(running))
         return running

@@ -5,11 +5,10 @@ from typing import Any
 
 import grpc
 
+from penstock.core.assemble import Assembler, joined
 from penstock.core.errors import Internal, PenstockError
 from penstock.core.telemetry_context import from_metadata
 from penstock.quota.v1.quota_pb2 import Principal
-from penstock.router.assemble import Assembler
-from penstock.router.coalesce import joined
 from penstock.router.events import Delta, Done, Event, Started
 from penstock.router.front import Asked, Front, caller_headers, error_headers, receipt_headers
 from penstock.router.request import Request
@@ -49,7 +48,9 @@ class RouterService(RouterServiceServicer):
     ) -> AsyncGenerator[GenerateStreamResponse, None]:
         request_id = self._front.new_request_id()
         try:
-            running = self._front.start(await self._request(request, context, request_id))
+            running = self._front.start(
+                await self._request(request, context, request_id, stream=True)
+            )
             # Not left to the generator's own end: a client that hangs up while a message is being
             # sent would be noticed only when the generator is collected.
             _close_with(context, running)
@@ -80,7 +81,7 @@ class RouterService(RouterServiceServicer):
         )
 
     async def _request(
-        self, message: GenerateRequest, context: Context, request_id: str
+        self, message: GenerateRequest, context: Context, request_id: str, *, stream: bool = False
     ) -> Request:
         # Read first: what is asked of the quota service comes out of the caller's time.
         seconds = context.time_remaining()
@@ -89,6 +90,7 @@ class RouterService(RouterServiceServicer):
             message,
             timeout_seconds=seconds,
             deadline_field="grpc-timeout",
+            stream=stream,
             traceparent=from_metadata(context.invocation_metadata()),
         )
         return self._front.request(asked, principal, request_id)

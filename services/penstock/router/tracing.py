@@ -1,5 +1,7 @@
 """What the flow records of a request: attributes of its span and of its attempts' spans."""
 
+from collections.abc import Sequence
+
 from penstock.core import semconv, telemetry_content
 from penstock.core.semconv import Attributes
 from penstock.router.estimate import Used
@@ -7,6 +9,7 @@ from penstock.router.policy import Attempt
 from penstock.router.receipt import Tally
 from penstock.router.request import Request
 from penstock.router.v1.router_pb2 import CacheVerdict, Receipt
+from penstock.type.v1.chat_pb2 import Choice
 
 
 def of_request(request: Request, *, record_prompts: bool) -> Attributes:
@@ -68,6 +71,10 @@ def of_receipt(receipt: Receipt) -> Attributes:
         semconv.SETTLED: receipt.settled,
         semconv.ATTEMPTS: len(receipt.attempts),
     }
+
+
+def of_answer(choices: Sequence[Choice], *, record_prompts: bool) -> Attributes:
+    return telemetry_content.answer(choices, record_prompts=record_prompts)
 
 
 def of_failure(tally: Tally) -> Attributes:

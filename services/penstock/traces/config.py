@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from penstock.core.config import ConfigError
+
 LISTEN_DEFAULT = "127.0.0.1:7418"
 KEEP_DEFAULT = 5_000
 KEEP_MAX = 1_000_000
-
-
-class ConfigError(Exception):
-    """All faults of the environment, one a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +46,7 @@ def read_config(environment: Mapping[str, str]) -> TracesConfig:
     if forward and not forward.startswith(("http://", "https://")):
         faults.append("PENSTOCK_TRACES_FORWARD: begin it with http:// or https:// (OTLP over gRPC)")
     if faults:
-        raise ConfigError("\n".join(faults))
+        raise ConfigError(faults)
     return TracesConfig(
         store=Path(store),
         listen=environment.get("PENSTOCK_TRACES_LISTEN", LISTEN_DEFAULT),

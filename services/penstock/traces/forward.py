@@ -49,7 +49,7 @@ class Forward:
             self._lose("too slow")
 
     async def _run(self) -> None:
-        export = TraceServiceStub(self._channel).Export  # type: ignore[no-untyped-call]
+        export = TraceServiceStub(self._channel).Export  # type: ignore[no-untyped-call]  # OTLP's stubs have no types
         while True:
             request = await self._queue.get()
             try:

@@ -156,7 +156,7 @@ class Store:
             return
         oldest = "SELECT trace_id FROM traces ORDER BY number LIMIT ?"
         for table in ("spans", "requests", "traces"):
-            self._db.execute(f"DELETE FROM {table} WHERE trace_id IN ({oldest})", (excess,))  # noqa: S608
+            self._db.execute(f"DELETE FROM {table} WHERE trace_id IN ({oldest})", (excess,))  # noqa: S608 - the names above
 
     def _count(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM traces").fetchone()[0])

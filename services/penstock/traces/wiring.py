@@ -33,7 +33,7 @@ async def serve(config: TracesConfig, stop: asyncio.Event) -> None:
     service = TraceService(store, writer, forward)
     server = Server(
         listen=config.listen,
-        add=lambda s: add_TraceServiceServicer_to_server(service, s),  # type: ignore[no-untyped-call]
+        add=lambda s: add_TraceServiceServicer_to_server(service, s),  # type: ignore[no-untyped-call]  # OTLP's stubs have no types
         services=[trace_service_pb2.DESCRIPTOR.services_by_name["TraceService"].full_name],
         health=health,
         token=config.token,

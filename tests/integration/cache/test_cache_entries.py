@@ -303,7 +303,7 @@ async def test_an_operation_of_a_traced_request_is_a_span_of_its_trace(database_
 
 
 async def test_the_settings_faults_are_told_all_at_once_and_no_secret_is_shown() -> None:
-    from penstock.cache.config import ConfigError
+    from penstock.core.config import ConfigError
 
     with pytest.raises(ConfigError) as faults:
         Config.read({"PENSTOCK_CACHE_LISTEN": "nowhere", "PENSTOCK_CACHE_TTL_SECONDS": "0"})

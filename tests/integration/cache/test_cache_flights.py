@@ -10,6 +10,7 @@ from penstock.cache.v1.cache_pb2 import AbandonRequest, LookupRequest, LookupRes
 from penstock.cache.v1.cache_pb2_grpc import CacheServiceStub
 from penstock.cache.wiring import Cache
 from penstock.core.channel import bearer, connect
+from penstock.core.ports import free_port
 from penstock.router.answers import CacheAnswers
 from support.cache import (
     TOKEN,
@@ -24,7 +25,6 @@ from support.cache import (
     soon,
     text_of,
 )
-from support.postgres import free_port
 from support.wait import until
 
 HIT, MISS = LookupResponse.VERDICT_HIT, LookupResponse.VERDICT_MISS

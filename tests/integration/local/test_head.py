@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from penstock.core.ports import free_port
 from penstock.local import processes
 from penstock.local.cluster import Head, HeadSettings
 from penstock.local.config import Ports
-from penstock.local.ports import free_port
 from support.local_stack import STOP_SECONDS, start
 
 CATALOGUE_WITHOUT_MODELS = "version: 1\nmodels: {}\n"

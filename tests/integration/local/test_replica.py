@@ -18,6 +18,7 @@ from penstock.core.errors import CapacityExhausted, InvalidRequest, Unauthentica
 from penstock.core.status import from_rpc_error
 from penstock.local.v1 import local_pb2, local_pb2_grpc
 from support.local_stack import APPLICATION, MODEL, LocalStack
+from support.wait import until
 
 READY = capacity_pb2.Replica.STATE_READY
 COMES_BACK_SECONDS = 60
@@ -27,7 +28,7 @@ def metadata(token: str) -> tuple[tuple[str, str], ...]:
     return (("application", APPLICATION), bearer(token))
 
 
-async def until(
+async def pool_when(
     stack: LocalStack, condition: Callable[[capacity_pb2.Pool], bool]
 ) -> capacity_pb2.Pool:
     """The first pool that capacity streams and that the condition holds for."""
@@ -73,13 +74,13 @@ class Dialled:
 
 @pytest.fixture
 async def replica(stack: LocalStack) -> AsyncIterator[Dialled]:
-    pool = await until(stack, ready(1))
+    pool = await pool_when(stack, ready(1))
     async with connect(pool.replicas[0].address) as channel:
         yield Dialled(channel, stack.router_token)
 
 
 async def test_capacity_tells_the_model_its_replica_and_its_load(stack: LocalStack) -> None:
-    pool = await until(stack, ready(1))
+    pool = await pool_when(stack, ready(1))
     assert (pool.model, pool.application, pool.target_replicas) == (MODEL, APPLICATION, 1)
     load = pool.replicas[0].load
     assert (load.running, load.slots, load.queue_limit) == (0, 2, 2)
@@ -94,7 +95,7 @@ async def test_an_answer_streams_and_ends_with_usage_and_load(replica: Dialled) 
 
 
 async def test_calls_without_the_token_are_refused(stack: LocalStack) -> None:
-    pool = await until(stack, ready(1))
+    pool = await pool_when(stack, ready(1))
     async with connect(pool.replicas[0].address) as channel:
         for token in ("", "wrong"):
             intruder = Dialled(channel, token)
@@ -121,12 +122,12 @@ async def test_admission_is_exact_and_refuses_at_once(replica: Dialled) -> None:
     # Each holds its slot until it is let go: two run, two wait.
     held = [replica.generate(max_tokens=1000) for _ in range(4)]
     readers = [asyncio.create_task(call.read()) for call in held]
-    async with asyncio.timeout(30):
-        while True:
-            load = (await replica.stats()).load
-            if (load.running, load.waiting) == (2, 2):
-                break
-            await asyncio.sleep(0.01)
+
+    async def full() -> bool:
+        load = (await replica.stats()).load
+        return (load.running, load.waiting) == (2, 2)
+
+    await until(full, 30)
     refused_ms = []
     for _ in range(3):
         began = time.perf_counter()
@@ -179,12 +180,12 @@ async def test_a_client_that_hangs_up_frees_the_model(replica: Dialled) -> None:
 
 
 async def test_a_killed_replica_is_seen_and_comes_back(stack: LocalStack) -> None:
-    before = (await until(stack, ready(1))).replicas[0]
+    before = (await pool_when(stack, ready(1))).replicas[0]
     os.kill(replica_pid(stack), signal.SIGKILL)
-    await until(
+    await pool_when(
         stack, lambda pool: before.id not in [r.id for r in pool.replicas if r.state == READY]
     )
-    after = (await until(stack, ready(1))).replicas[0]
+    after = (await pool_when(stack, ready(1))).replicas[0]
     assert after.id != before.id
     async with connect(after.address) as channel:
         call = Dialled(channel, stack.router_token).generate(max_tokens=4)
@@ -193,11 +194,11 @@ async def test_a_killed_replica_is_seen_and_comes_back(stack: LocalStack) -> Non
 
 async def test_capacity_holds_the_count_that_is_configured(stack: LocalStack) -> None:
     stack.configure(replicas=2)
-    pool = await until(stack, ready(2))
+    pool = await pool_when(stack, ready(2))
     assert pool.target_replicas == 2
     assert len({r.address for r in pool.replicas}) == 2
     stack.configure(replicas=1)
-    assert (await until(stack, ready(1))).target_replicas == 1
+    assert (await pool_when(stack, ready(1))).target_replicas == 1
 
 
 def replica_pid(stack: LocalStack) -> int:

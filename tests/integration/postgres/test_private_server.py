@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from penstock.core import postgres, postgres_server
+from penstock.core.ports import free_port
 from penstock.core.postgres_server import (
     PostgresServerError,
     PrivateServer,
@@ -17,7 +18,6 @@ from penstock.core.postgres_server import (
     running_pid,
     server_home,
 )
-from support.postgres import free_port
 
 
 @pytest.fixture

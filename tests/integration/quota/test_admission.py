@@ -6,22 +6,17 @@ import pytest
 
 from penstock.quota.account import new_secret
 from penstock.quota.ledger import Answer, BudgetRefused
-from support.ledger import OPEN_POLICY, Ledger, reserve, settle, told, void
-
-LIMIT = 100
-SUSPEND = "UPDATE accounts SET suspended = true WHERE id = "
-
-
-async def held(ledger: Ledger, key_id: int, pool: str) -> str:
-    id_ = ledger.id()
-    assert told(await ledger.one(reserve(id_, key_id, 40, pool=pool))) == "ok"
-    return id_
-
-
-async def expired(ledger: Ledger, key_id: int, pool: str) -> str:
-    id_ = await held(ledger, key_id, pool)
-    await ledger.advance(timedelta(minutes=2))
-    return id_
+from support.ledger import (
+    LIMIT,
+    OPEN_POLICY,
+    Ledger,
+    expired,
+    held,
+    reserve,
+    settle,
+    told,
+    void,
+)
 
 
 @pytest.mark.parametrize(("pool", "balances"), [("paid", (0, 5, 40)), ("local", (0, 5, 0))])

@@ -4,22 +4,16 @@ from datetime import timedelta
 
 import pytest
 
-from support.ledger import Ledger, reserve, settle, told, void
-
-LIMIT = 100
-SUSPEND = "UPDATE accounts SET suspended = true WHERE id = "
-
-
-async def held(ledger: Ledger, key_id: int, pool: str) -> str:
-    id_ = ledger.id()
-    assert told(await ledger.one(reserve(id_, key_id, 40, pool=pool))) == "ok"
-    return id_
-
-
-async def expired(ledger: Ledger, key_id: int, pool: str) -> str:
-    id_ = await held(ledger, key_id, pool)
-    await ledger.advance(timedelta(minutes=2))
-    return id_
+from support.ledger import (
+    LIMIT,
+    SUSPEND,
+    Ledger,
+    held,
+    reserve,
+    settle,
+    told,
+    void,
+)
 
 
 async def test_a_void_that_came_before_its_reserve_is_remembered(ledger: Ledger) -> None:

@@ -9,12 +9,13 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from penstock.core.ids import uuid7
+from penstock.core.ports import free_port
 from penstock.core.postgres_server import PrivateServer, remove
 from penstock.core.status import from_rpc_error
 from penstock.quota.audit import audit_dsn
 from penstock.quota.v1 import quota_pb2
 from support.ledger import migrated_database
-from support.postgres import free_port, fresh_database
+from support.postgres import fresh_database
 from support.quota_process import ADMIN, SERVICE, QuotaProcess, quota_process, reserve_request
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

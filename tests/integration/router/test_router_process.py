@@ -12,18 +12,14 @@ from pathlib import Path
 import httpx
 import pytest
 
+from penstock.core.ports import free_port
 from support.capacity_server import FakeCapacity
 from support.chat import CATALOGUE_YAML
 from support.quota_server import KEY, TOKEN, FakeQuota
+from support.wait import until
 
 START_SECONDS = 30
 """Importing everything takes two seconds on an idle core; tests share it with others."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @asynccontextmanager
@@ -75,14 +71,13 @@ def write(environment: Mapping[str, str], catalogue: str) -> None:
 
 
 async def ready(client: httpx.AsyncClient) -> None:
-    async with asyncio.timeout(START_SECONDS):
-        while True:
-            try:
-                if (await client.get("/readyz")).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            await asyncio.sleep(0.05)
+    async def says_so() -> bool:
+        try:
+            return (await client.get("/readyz")).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    await until(says_so, START_SECONDS)
 
 
 async def test_it_gets_ready_answers_reloads_and_drains(environment: dict[str, str]) -> None:
@@ -109,9 +104,11 @@ async def test_it_gets_ready_answers_reloads_and_drains(environment: dict[str, s
         assert "penstock_requests_total{" in metrics.text
         assert 404 == (await client.get("/metrics")).status_code
         write(environment, CATALOGUE_YAML.replace("own:", "mine:"))
-        async with asyncio.timeout(10):
-            while "mine" not in (await client.get("/v1/models")).text:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+
+        async def reloaded() -> bool:
+            return "mine" in (await client.get("/v1/models")).text
+
+        await until(reloaded)
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(20):
             assert 0 == await process.wait()
@@ -131,11 +128,11 @@ async def test_it_is_not_ready_before_quota_has_spoken(
     async with running(environment), httpx.AsyncClient(base_url=url) as client:
         async with asyncio.timeout(START_SECONDS):
             await quota.watched.wait()
-            while True:
-                waiting = (await client.get("/readyz")).json()["waiting_for"]
-                if waiting == ["quota"]:
-                    break
-                await asyncio.sleep(0.05)
+
+        async def waits_for_quota_alone() -> bool:
+            return ["quota"] == (await client.get("/readyz")).json()["waiting_for"]
+
+        await until(waits_for_quota_alone, START_SECONDS)
         assert 200 == (await client.get("/healthz")).status_code
         quota.beat()
         await ready(client)

@@ -11,9 +11,9 @@ import pytest
 
 from penstock.core import semconv, telemetry, telemetry_export
 from penstock.core.errors import BudgetExceeded
+from penstock.core.ports import free_port
 from penstock.core.telemetry import setup
 from penstock.traces import load
-from support.postgres import free_port
 from support.traces_process import process, receiver, serving
 
 WAIT_SECONDS = 10

@@ -1,6 +1,7 @@
 import pytest
 
-from penstock.capacity.config import SettingsFault, read
+from penstock.capacity.config import read
+from penstock.core.config import ConfigError
 
 FULL = {
     "PENSTOCK_CONFIG": "/etc/penstock.yaml",
@@ -15,6 +16,6 @@ def test_secrets_are_not_shown() -> None:
 
 
 def test_every_missing_variable_is_named_at_once() -> None:
-    with pytest.raises(SettingsFault) as caught:
+    with pytest.raises(ConfigError) as caught:
         read({})
     assert all(name in str(caught.value) for name in FULL)

@@ -1,9 +1,8 @@
 import pytest
 
 from penstock.capacity.ray import RayApplication, RayReplica
-from penstock.capacity.snapshot import MISSES_MAX, Health, application_of, pools
+from penstock.capacity.snapshot import MISSES_MAX, Health, pools
 from penstock.capacity.v1 import capacity_pb2
-from penstock.local.config import application_of as local_application_of
 from penstock.local.v1 import local_pb2
 
 State = capacity_pb2.Replica
@@ -42,10 +41,6 @@ def test_a_replicas_state(ray_state: str, address: str, health: Health, expected
     assert replica.address == (address if dialled else "")
     if expected == State.STATE_READY:
         assert replica.load.running == 2
-
-
-def test_the_local_part_names_applications_the_same_way() -> None:
-    assert application_of("m") == local_application_of("m")
 
 
 def test_a_configured_model_that_ray_has_not_is_an_empty_pool() -> None:

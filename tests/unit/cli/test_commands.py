@@ -10,6 +10,7 @@ from penstock.cli import __main__ as program
 from penstock.cli import child
 from penstock.cli.app import app
 from penstock.cli.commands_ledger import as_dict
+from penstock.core.ports import free_port
 from penstock.quota.v1 import admin_pb2
 
 program.register()
@@ -19,6 +20,9 @@ program.register()
 def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("PENSTOCK_GRPC", "PENSTOCK_API_KEY", "PENSTOCK_CONFIG", "PAID", "ENGINE"):
         monkeypatch.delenv(name, raising=False)
+    for name in ("PENSTOCK_GRPC_PORT", "PENSTOCK_HTTP_PORT"):
+        # Whoever runs Penstock on this machine has the default ones.
+        monkeypatch.setenv(name, str(free_port()))
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> Result:
@@ -51,7 +55,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (["up", "--engine", "vllm"], "make env-vllm"),
         (["config", "check", "nowhere.yaml"], "cannot be read"),
     ],
-    ids=" ".join,
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_what_cannot_be_done_is_told_in_a_line(ask, command: list[str], told: str) -> None:
     if "-1" in command:

@@ -246,3 +246,23 @@ async def test_models_and_explain(house: FrontHouse, client: Client) -> None:
     plan = await client.explain("auto", [user("hi")], max_tokens=5)
     assert 5 == plan.attempts[0].max_tokens
     assert [] == house.local.calls
+
+
+@pytest.mark.parametrize("method", ["generate", "stream", "explain"])
+async def test_an_option_that_there_is_not_is_refused_by_name(client: Client, method: str) -> None:
+    with pytest.raises(TypeError, match=r"no option 'timeout'; did you mean 'timeout_seconds'\?"):
+        await getattr(client, method)("auto", [user("hi")], timeout=3)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+async def test_a_time_less_than_zero_or_no_number_is_refused(
+    client: Client, seconds: float
+) -> None:
+    with pytest.raises(ValueError, match="timeout_seconds"):
+        await client.generate("auto", [user("hi")], timeout_seconds=seconds)
+    with pytest.raises(ValueError, match="timeout_seconds"):
+        Client("127.0.0.1:1", KEY, timeout_seconds=seconds)
+
+
+async def test_time_without_end_is_no_limit(client: Client) -> None:
+    assert (await client.generate("auto", [user("hi")], timeout_seconds=float("inf"))).text

@@ -94,6 +94,16 @@ async def test_an_error_arrives_as_it_was_raised(error):
     assert error.retry_after_seconds == told.retry_after_seconds
 
 
+async def test_a_message_that_is_no_protobuf_is_the_callers_fault():
+    async with serving(Service()) as (_, channel):
+        call = channel.unary_stream(f"/{NAME}/WatchSnapshots")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in call(b"\xff\xff", metadata=(bearer("secret"),), timeout=10):
+                pass
+    told = from_rpc_error(caught.value)
+    assert (InvalidRequest, "MESSAGE_MALFORMED") == (type(told), told.reason)
+
+
 async def test_an_unexpected_error_keeps_its_text_to_itself():
     service = Service()
     service.error = RuntimeError("password=hunter2")

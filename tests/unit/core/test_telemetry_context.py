@@ -2,7 +2,6 @@ import pytest
 from opentelemetry import trace
 
 from penstock.core.telemetry_context import (
-    context_from,
     current_traceparent,
     form,
     from_headers,
@@ -45,7 +44,6 @@ def test_a_traceparent_is_parsed_and_formed_to_the_same_text():
 )
 def test_what_is_no_traceparent_begins_a_new_trace(text):
     assert parse(text) is None
-    assert not trace.get_current_span(context_from(text)).get_span_context().is_valid
 
 
 def test_a_later_version_may_have_more_fields():
@@ -78,6 +76,6 @@ async def test_the_current_one_is_that_of_the_call_or_of_opentelemetrys_span():
     assert GOOD == current_traceparent()
 
     other = GOOD.replace("4bf", "5bf")
-    with trace.use_span(trace.get_current_span(context_from(other))):
+    with trace.use_span(trace.NonRecordingSpan(parse(other))):
         assert other == current_traceparent()
     assert GOOD == current_traceparent()

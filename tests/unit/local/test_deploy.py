@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from penstock.core.ports import free_port
 from penstock.local.cluster import (
     Head,
     HeadFailed,
@@ -13,7 +14,7 @@ from penstock.local.cluster import (
     logical_cpus,
 )
 from penstock.local.config import Ports, ReplicaSettings
-from penstock.local.ports import claim_block, free_port
+from penstock.local.ports import claim_block
 from penstock.local.serve_api import ApiSilent, AppState, DeployFailed, app_state, deploy_config
 
 MODEL = ReplicaSettings(

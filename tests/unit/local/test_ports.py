@@ -24,6 +24,8 @@ def test_a_released_block_can_be_claimed_again() -> None:
 def test_a_block_in_which_somebody_listens_is_passed_over() -> None:
     free = claim_block()
     with socket.socket(socket.AF_INET6) as listener:
+        # REUSEADDR: connections of the port's last user may not be quite forgotten.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(("::", free.grpc[0]))
         listener.listen()

@@ -1,6 +1,7 @@
 import pytest
 
-from penstock.quota.config import ConfigError, read_config
+from penstock.core.config import ConfigError
+from penstock.quota.config import read_config
 
 GOOD = {
     "PENSTOCK_QUOTA_DSN": "postgresql://ledger:secret@127.0.0.1/ledger",

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 
 from penstock.core import errors
-from penstock.core.ids import uuid7
-from penstock.quota.account import SECRET_PREFIX, new_secret, parse_id, secret_hash
+from penstock.core.ids import API_KEY_PREFIX, uuid7
+from penstock.quota.account import new_secret, parse_id, secret_hash
 from penstock.quota.ledger import _REASONS, BudgetRefused, Refusal, refused
 from support.ledger import reserve, settle
 
@@ -63,7 +63,7 @@ def test_keys_are_long_random_and_all_different() -> None:
 
     assert len(secrets) == 100
     # 6 bits a character: at least 160 bits.
-    assert all((len(secret) - len(SECRET_PREFIX)) * 6 >= 160 for secret in secrets)
+    assert all((len(secret) - len(API_KEY_PREFIX)) * 6 >= 160 for secret in secrets)
     assert {32} == {len(secret_hash(secret)) for secret in secrets}
 
 

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.router.config import ConfigError, read_config
+from penstock.core.config import ConfigError
+from penstock.router.config import read_config
 
 LEAST = {
     "PENSTOCK_CONFIG": "/etc/penstock.yaml",

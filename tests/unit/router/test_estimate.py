@@ -95,7 +95,9 @@ def test_the_bound_never_exceeds_the_hold():
 
 
 def test_a_broken_stream_of_a_reasoning_model_is_charged_its_whole_hold():
-    assert 50 == meter(reasoning=True).used().usage.completion_tokens
+    m = meter(reasoning=True)
+    m.sent()
+    assert 50 == m.used().usage.completion_tokens
 
 
 def test_a_local_stream_is_charged_by_the_engines_count():
@@ -109,6 +111,11 @@ def test_a_local_stream_is_charged_by_the_engines_count():
     )
 
 
+def test_an_attempt_that_never_left_is_charged_nothing():
+    assert Usage() == meter().used().usage
+    assert Usage() == meter(reasoning=True).used(Billing.UNKNOWN).usage
+
+
 def test_an_attempt_that_never_began_is_charged_nothing():
     assert Usage() == meter().used(Billing.NOTHING).usage
 
@@ -120,6 +127,8 @@ def test_an_attempt_that_never_began_is_charged_nothing():
         Usage(prompt_tokens=-1),
         Usage(prompt_tokens=1, completion_tokens=-5, reasoning_tokens=-6),
         Usage(prompt_tokens=5, completion_tokens=1, reasoning_tokens=2),
+        Usage(prompt_tokens=2**62, completion_tokens=1),
+        Usage(prompt_tokens=1, completion_tokens=2**62),
     ],
 )
 def test_an_impossible_report_is_worth_no_more_than_none(report):

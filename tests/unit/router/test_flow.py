@@ -3,6 +3,8 @@ from contextlib import aclosing
 
 import pytest
 
+from penstock.core import semconv
+from penstock.core.catalogue import TelemetrySettings
 from penstock.core.clock import SystemClock
 from penstock.core.deadline import Deadline
 from penstock.core.errors import (
@@ -38,6 +40,8 @@ from support.ports import (
     ScriptedBackend,
     text_answer,
 )
+from support.telemetry import recorded
+from support.wait import until
 
 FULL = AttemptFailed(CapacityExhausted("full"), billing=Billing.NOTHING, fall_back=True)
 DIED = AttemptFailed(UpstreamFailed("died"), billing=Billing.UNKNOWN, fall_back=True)
@@ -70,13 +74,16 @@ class House:
         return [event async for event in self.flow.run(the_request)]
 
 
-def request(model: str = "auto", *, fail_open: bool = False, **fields: object) -> Request:
+def request(
+    model: str = "auto", *, fail_open: bool = False, stream: bool = True, **fields: object
+) -> Request:
     return Request(
         request_id="req_1",
         principal=Principal(key_id="k", org_id="o", fail_open_local=fail_open),
         model=model,
         input=chat(**fields),
         deadline=Deadline.after(60),
+        stream=stream,
     )
 
 
@@ -104,6 +111,23 @@ async def test_the_second_identical_request_is_a_hit_at_cost_nothing():
     )
     assert 10 * 10_000 + 3 * 40_000 == receipt.saved_nano_usd
     assert 1 == len(house.local.calls)
+
+
+@pytest.mark.parametrize("record_prompts", [False, True])
+async def test_prompts_and_answers_are_recorded_exactly_where_the_catalogue_says_so(
+    record_prompts: bool,
+):
+    settings = TelemetrySettings(record_prompts=record_prompts)
+    house = House()
+    house.flow._catalogue = lambda: catalogue().model_copy(update={"telemetry": settings})
+    with recorded() as it:
+        house.flow._new_trace = it.telemetry.request
+        await house.run(request())
+        await house.run(request())  # a hit's answer too
+        requests = [span.attributes for span in it.spans() if span.parent is None]
+
+    for name in (semconv.INPUT_MESSAGES, semconv.OUTPUT_MESSAGES):
+        assert [record_prompts] * 2 == [name in attributes for attributes in requests]
 
 
 async def test_a_spent_budget_is_still_answered_from_the_cache():
@@ -151,6 +175,18 @@ async def test_nothing_is_retried_once_the_client_has_seen_a_byte():
     assert {} == house.answers.entries
 
 
+async def test_who_does_not_stream_has_seen_nothing_and_is_answered_by_the_next():
+    house = House(local=[Chunk([ChoiceDelta(content="par")], None, 10, 1), BROKE])
+    events = await house.run(request(stream=False))
+    receipt = events[-1].receipt
+    assert ["local", "acme"] == [a.provider for a in receipt.attempts]
+    assert [10 * 1_000 + 2_000, 10 * 10_000 + 3 * 40_000] == [
+        a.cost_nano_usd for a in receipt.attempts
+    ]
+    assert receipt.cost_nano_usd == house.ledger.posted_nano_usd
+    assert "hi there" == "".join(d.content for e in events[1:-1] for d in e.deltas)
+
+
 async def test_a_request_at_fault_does_not_fall_back():
     house = House(local=[BAD])
     with pytest.raises(InvalidRequest):
@@ -188,6 +224,31 @@ async def test_a_cancelled_task_settles_all_the_same():
     assert {} == house.ledger.held
     assert house.ledger.settled[0].usage.estimated
     assert (64 + 8 + 5) * 10_000 + 3 * 40_000 == house.ledger.posted_nano_usd
+
+
+@pytest.mark.parametrize(("sends", "cost_nano_usd"), [(True, (64 + 8 + 5) * 10_000), (False, 0)])
+async def test_a_hang_up_costs_nothing_while_the_request_has_not_left(sends, cost_nano_usd):
+    house = House(paid=[None])
+    house.paid.sends = sends
+    running = asyncio.create_task(house.run(request("acme/large")))
+    await until(lambda: house.paid.calls)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await house.flow.drain()
+    assert {} == house.ledger.held
+    assert cost_nano_usd == house.ledger.posted_nano_usd
+    assert (0 if sends else 1) == len(house.ledger.voided)
+
+
+async def test_what_a_hang_up_cost_is_left_with_the_request():
+    house = House(local=[Chunk([ChoiceDelta(content="par")], None, 10, 2), None])
+    asked = request()
+    async with aclosing(house.flow.run(asked)) as events:
+        async for event in events:
+            if isinstance(event, Delta):
+                break
+    assert str(house.ledger.posted_nano_usd) == asked.facts["cost_nano_usd"]
 
 
 async def test_a_dearer_target_is_not_tried_where_a_cheaper_one_was_refused():

@@ -18,6 +18,7 @@ from penstock.core.errors import (
     Unavailable,
 )
 from penstock.core.ids import uuid7
+from penstock.core.ports import free_port
 from penstock.quota.v1.quota_pb2 import (
     BudgetRefusal,
     Operation,
@@ -29,7 +30,6 @@ from penstock.quota.v1.quota_pb2 import (
 from penstock.router import ledger as ledger_module
 from penstock.router.ledger import QuotaLedger, error_of
 from support.fault_quota import Fault, FaultyQuota, ledger_at, serving
-from support.postgres import free_port
 from support.wait import until
 
 

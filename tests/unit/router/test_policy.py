@@ -95,6 +95,13 @@ def test_without_max_tokens_the_catalogues_bound_is_sent():
     ("name", "the_ask", "the_views", "error", "says"),
     [
         ("auto", ask(max_tokens=501), views(), InvalidRequest, "max_tokens: 501 is more than the"),
+        (
+            "auto",
+            ask(max_tokens=101, local_only=True),
+            views(),
+            InvalidRequest,
+            "max_tokens: 101 is more than the model's 100;",
+        ),
         ("local/small", ask(n=3), views(), InvalidRequest, "n: 3 is more than the 2 slots"),
         ("acme/large", ask(local_only=True), views(), FailedPrecondition, "local-only"),
         (

@@ -9,6 +9,7 @@ from penstock.core.errors import (
     Cancelled,
     CapacityExhausted,
     DeadlineExceeded,
+    Unavailable,
     UpstreamFailed,
 )
 from penstock.router import running as limits
@@ -128,6 +129,38 @@ async def test_close_cancels_the_flow_once_and_lets_it_tidy_up(script: Script) -
     with pytest.raises(Cancelled):
         await running.batch()
     assert isinstance(script.ended, asyncio.CancelledError)
+
+
+async def test_a_flow_that_is_closed_before_its_first_step_ends_all_the_same(
+    script: Script,
+) -> None:
+    running = started(script.flow())
+    running.close()
+    async with asyncio.timeout(5):
+        with pytest.raises(Cancelled):
+            await running.batch()
+
+
+async def test_what_was_charged_is_told_with_what_cut_the_flow_off() -> None:
+    facts: dict[str, str] = {}
+
+    async def flow() -> Flow:
+        yield STARTED
+        try:
+            await asyncio.Event().wait()
+        finally:
+            facts["cost_nano_usd"] = "7"
+
+    registry = Registry()
+    running = registry.start(flow(), Deadline.after(10, SystemClock()), facts)
+    await running.batch()
+    await registry.drain(0)
+    with pytest.raises(Unavailable) as caught:
+        await running.batch()
+    assert ("ROUTER_DRAINING", "7") == (
+        caught.value.reason,
+        caught.value.metadata.get("cost_nano_usd"),
+    )
 
 
 async def test_close_leaves_a_flow_alone_whose_receipt_is_there(script: Script) -> None:

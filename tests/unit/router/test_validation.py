@@ -1,13 +1,14 @@
 """All bad input of one request, by the gRPC front's names. HTTP's: test_http_validation."""
 
+import json
 import math
 
 import pytest
 
+from penstock.core.assemble import joined
 from penstock.core.errors import InvalidRequest, NotFound, PenstockError, PermissionDenied
 from penstock.core.status import from_rpc_error
 from penstock.quota.v1.quota_pb2 import Principal
-from penstock.router.coalesce import joined
 from penstock.router.v1.router_pb2 import GenerateRequest
 from penstock.router.validation import checked_deadline, validate
 from penstock.router.validation.faults import TEXT_CHARACTERS_MAX
@@ -56,6 +57,18 @@ async def test_no_bad_input_holds_or_sends_anything_over_the_wire() -> None:
         assert ({}, []) == (house.ledger.held, house.ledger.settled + house.ledger.voided)
 
 
+BOUNDED = json.dumps(
+    {
+        "type": "object",
+        "properties": {
+            # Names of properties, not bounds; braces that are escaped or in a class, not repeats.
+            "minLength": {"type": "string", "minLength": 2, "maxLength": 2},
+            "maxLength": {"type": "integer", "minimum": -5.5, "maximum": 2},
+            "pattern": {"type": "string", "pattern": r"^[{}a-z]{2,5}(b{,3}c{4}d{5,})+\{x, y\}$"},
+        },
+    }
+)
+
 GOOD = {
     "plain": ask(),
     "raw": ask(ChatInput(prompt="a", max_tokens=500)),
@@ -84,6 +97,7 @@ GOOD = {
         )
     ),
     "schema": schema_format('{"type": "object", "$defs": {"a": {}}, "$ref": "#/$defs/a"}'),
+    "schema with bounds": schema_format(BOUNDED),
     "effort": ask(chat(reasoning_effort="low"), model="acme/thinker"),
     "labels": ask(metadata={str(i): "a" * 512 for i in range(16)}, client_request_id="a.B:c_d-1"),
 }

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from penstock.traces.config import ConfigError, read_config
+from penstock.core.config import ConfigError
+from penstock.traces.config import read_config
 from penstock.traces.forward import parse_headers
 
 

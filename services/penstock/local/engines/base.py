@@ -40,17 +40,6 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What the engine takes of `ChatInput`; what it does not take it refuses, never ignores."""
-
-    logprobs: bool = True
-    json_schema: bool = True
-    tools: bool = True
-    prompt: bool = True
-    logit_bias: bool = True
-
-
-@dataclass(frozen=True, slots=True)
 class EngineStats:
     """The engine's own figures, as fresh as its last step."""
 
@@ -82,9 +71,6 @@ class Engine(Protocol):
     @property
     def name(self) -> str:
         """`llamacpp` or `vllm`."""
-
-    @property
-    def capabilities(self) -> Capabilities: ...
 
     async def start(self) -> None:
         """Loads the model; returns when `generate` may be called.

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from penstock.core.errors import InvalidRequest, PenstockError
+from penstock.local.average import Average
 from penstock.local.engines import llamacpp_wire as wire
 from penstock.local.engines.base import (
-    Capabilities,
     Delta,
     EngineSettings,
     EngineStats,
@@ -23,6 +23,7 @@ from penstock.local.engines.base import (
     engine_dead,
     input_field,
 )
+from penstock.local.engines.chat import Json
 from penstock.type.v1 import chat_pb2
 
 logger = logging.getLogger(__name__)
@@ -35,9 +36,6 @@ PROBE_SECONDS = 30.0
 """The health probe passes through the model's own loop, between two batches: a loop that has not
 come round for this long hangs, even on a machine with far too few cores."""
 
-SPEED_WEIGHT = 0.2
-"""Of the newest request in the average speed."""
-
 QUIET_VERBOSITY = 0
 """Errors only: llama.cpp logs several lines a request otherwise."""
 
@@ -46,7 +44,6 @@ class LlamaCppEngine:
     """See `base.Engine`. One event loop uses it; its threads only carry chunks there."""
 
     name = "llamacpp"
-    capabilities = Capabilities()
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
@@ -58,7 +55,7 @@ class LlamaCppEngine:
         # llama.cpp reads prompts one after the other and tells a waiting one nothing, so that it
         # could not be cancelled: here it can.
         self._prefill = asyncio.Lock()
-        self._tokens_per_second = 0.0
+        self._tokens_per_second = Average()
         self._closing = False
 
     async def start(self) -> None:
@@ -123,7 +120,8 @@ class LlamaCppEngine:
             await work
             if self._closing or not tally.complete:
                 raise engine_dead("it ended a generation before its end")
-            self._learn(tally.tokens_per_second)
+            if tally.tokens_per_second > 0:
+                self._tokens_per_second.add(tally.tokens_per_second)
             yield Delta(
                 prompt_tokens=tally.prompt_tokens,
                 completion_tokens=tally.completion_tokens,
@@ -139,14 +137,10 @@ class LlamaCppEngine:
         if self._server is None or self._closing:
             raise engine_dead("it is not loaded")
 
-    def _learn(self, tokens_per_second: float) -> None:
-        if tokens_per_second <= 0:
-            return
-        known = self._tokens_per_second or tokens_per_second
-        self._tokens_per_second = known + SPEED_WEIGHT * (tokens_per_second - known)
-
     def stats(self) -> EngineStats:
-        return EngineStats(running=len(self._running), tokens_per_second=self._tokens_per_second)
+        return EngineStats(
+            running=len(self._running), tokens_per_second=self._tokens_per_second.value
+        )
 
     async def check_health(self) -> None:
         self._demand_alive()
@@ -192,13 +186,13 @@ class _Call:
         self._body = wire.body_of(chat)
         self._is_raw = chat.HasField("prompt")
         self._loop = loop
-        self.chunks: asyncio.Queue[wire.Json | None] = asyncio.Queue()
+        self.chunks: asyncio.Queue[Json | None] = asyncio.Queue()
         self.gone = False
 
     def run(self, server: Any, request_id: str) -> None:
         if self.gone:
             return
-        handle: Callable[[wire.Json, Callable[[wire.Json], bool]], object] = (
+        handle: Callable[[Json, Callable[[Json], bool]], object] = (
             server.handle_completions if self._is_raw else server.handle_chat_completions
         )
         try:
@@ -210,7 +204,7 @@ class _Call:
             logger.info("request %s is refused by llama.cpp: %s", request_id, error)
             raise InvalidRequest(f"llama.cpp refuses the request: {error}") from error
 
-    def _on_chunk(self, chunk: wire.Json) -> bool:
+    def _on_chunk(self, chunk: Json) -> bool:
         if not self.gone:
             self._loop.call_soon_threadsafe(self.chunks.put_nowait, chunk)
         return self.gone
@@ -219,7 +213,7 @@ class _Call:
         self.chunks.put_nowait(None)
 
 
-def _delta(chunk: wire.Json, chat: chat_pb2.ChatInput, tally: wire.Tally) -> Delta | None:
+def _delta(chunk: Json, chat: chat_pb2.ChatInput, tally: wire.Tally) -> Delta | None:
     if "error" in chunk:
         raise wire.error_of(chunk["error"], field=input_field(chat))
     knew = tally.prompt_tokens

@@ -1,20 +1,17 @@
 """llama.cpp's server speaks OpenAI's JSON: `ChatInput` to its body, its chunks to deltas. Pure."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from penstock.core.errors import (
     CapacityExhausted,
-    FieldViolation,
     Internal,
     InvalidRequest,
     PenstockError,
 )
 from penstock.local.engines.base import choice_count, context_exceeded
+from penstock.local.engines.chat import Json, json_object, refuse_reasoning, role_of, text_of
 from penstock.type.v1 import chat_pb2
-
-Json = dict[str, Any]
 
 OVERLOADED_CODES = (429, 503)
 FAULT_CODES_FROM = 500
@@ -23,14 +20,6 @@ FAULT_CODES_FROM = 500
 SEED_MASK = 0x7FFFFFFF
 """llama.cpp seeds are uint32, and 0xFFFFFFFF means "at random": keep well below it."""
 
-_ROLES = {
-    chat_pb2.ROLE_SYSTEM: "system",
-    # Chat templates know no developer: it is the same voice.
-    chat_pb2.ROLE_DEVELOPER: "system",
-    chat_pb2.ROLE_USER: "user",
-    chat_pb2.ROLE_ASSISTANT: "assistant",
-    chat_pb2.ROLE_TOOL: "tool",
-}
 _MODES = {
     chat_pb2.ToolChoice.MODE_NONE: "none",
     chat_pb2.ToolChoice.MODE_AUTO: "auto",
@@ -49,8 +38,7 @@ def body_of(chat: chat_pb2.ChatInput) -> Json:
     Raises:
         InvalidRequest: a field that llama.cpp cannot honour, or JSON text that is none.
     """
-    if chat.HasField("reasoning_effort"):
-        raise _refused("input.reasoning_effort", "this model does not reason: leave it out")
+    refuse_reasoning(chat)
     body: Json = {
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -81,22 +69,9 @@ def body_of(chat: chat_pb2.ChatInput) -> Json:
     return body | _tools(chat) | _response_format(chat)
 
 
-def _refused(field: str, description: str) -> InvalidRequest:
-    return InvalidRequest.of([FieldViolation(field, description)])
-
-
 def _message(message: chat_pb2.Message, index: int) -> Json:
-    if message.role not in _ROLES:
-        raise _refused(f"input.messages[{index}].role", f"{message.role} is no known role")
-    texts = []
-    for at, part in enumerate(message.content):
-        if part.HasField("image_url"):
-            raise _refused(
-                f"input.messages[{index}].content[{at}].image_url", "this model takes text only"
-            )
-        texts.append(part.text or part.refusal)
-    # Chat templates want one text: parts follow one another as they do at OpenAI.
-    out: Json = {"role": _ROLES[message.role], "content": "".join(texts) if texts else None}
+    content = text_of(message, index) if message.content else None
+    out: Json = {"role": role_of(message, index), "content": content}
     if message.name:
         out["name"] = message.name
     if message.tool_call_id:
@@ -123,7 +98,9 @@ def _tools(chat: chat_pb2.ChatInput) -> Json:
                 "function": {
                     "name": tool.name,
                     "description": tool.description,
-                    "parameters": _json(tool.parameters_json, f"input.tools[{i}].parameters_json"),
+                    "parameters": json_object(
+                        tool.parameters_json, f"input.tools[{i}].parameters_json"
+                    ),
                 },
             }
             for i, tool in enumerate(chat.tools)
@@ -144,23 +121,11 @@ def _response_format(chat: chat_pb2.ChatInput) -> Json:
     if kind == chat_pb2.ResponseFormat.KIND_JSON_OBJECT:
         return {"response_format": {"type": "json_object"}}
     if kind == chat_pb2.ResponseFormat.KIND_JSON_SCHEMA:
-        schema = _json(chat.response_format.schema_json, "input.response_format.schema_json")
+        schema = json_object(chat.response_format.schema_json, "input.response_format.schema_json")
         name = chat.response_format.schema_name or "answer"
         json_schema = {"name": name, "schema": schema, "strict": True}
         return {"response_format": {"type": "json_schema", "json_schema": json_schema}}
     return {}
-
-
-def _json(text: str, field: str) -> Json:
-    if not text:
-        return {"type": "object", "properties": {}}
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise _refused(field, f"is no valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise _refused(field, "must be a JSON object")
-    return value
 
 
 def error_of(error: Mapping[str, Any], *, field: str) -> PenstockError:
@@ -186,7 +151,7 @@ def choice_delta(choice: Mapping[str, Any]) -> chat_pb2.ChoiceDelta | None:
     out = chat_pb2.ChoiceDelta(
         index=choice.get("index", 0),
         content=delta.get("content") or choice.get("text") or "",
-        finish_reason=_FINISH.get(choice.get("finish_reason") or "", 0),  # type: ignore[arg-type]
+        finish_reason=_FINISH.get(choice.get("finish_reason") or "", 0),  # type: ignore[arg-type]  # 0 is UNSPECIFIED
         tool_calls=[_tool_call(c) for c in delta.get("tool_calls") or ()],
         logprobs=[_logprob(t) for t in (choice.get("logprobs") or {}).get("content") or ()],
     )

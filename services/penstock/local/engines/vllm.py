@@ -15,9 +15,9 @@ from typing import Any
 
 from penstock.core.errors import CapacityExhausted, InvalidRequest, PenstockError, UpstreamFailed
 from penstock.local import quantize
+from penstock.local.average import Average
 from penstock.local.engines import vllm_cpu, vllm_guard
 from penstock.local.engines.base import (
-    Capabilities,
     Delta,
     EngineSettings,
     EngineStats,
@@ -27,14 +27,12 @@ from penstock.local.engines.base import (
     engine_dead,
     input_field,
 )
+from penstock.local.engines.chat import refused
 from penstock.local.engines.vllm_output import Tally
-from penstock.local.engines.vllm_prompt import PromptMaker, refused
+from penstock.local.engines.vllm_prompt import PromptMaker
 from penstock.local.engines.vllm_sampling import sampling_params
 from penstock.local.engines.vllm_tokens import TokenBytes
 from penstock.type.v1 import chat_pb2
-
-SPEED_WEIGHT = 0.2
-"""Of the newest request in the average speed."""
 
 GRAMMAR = {
     # llguidance: of vLLM's choices the one that takes most of JSON Schema.
@@ -56,7 +54,6 @@ class VllmEngine:
     """See `base.Engine`. `path` is a Hugging Face folder, or a GGUF file that is converted once."""
 
     name = "vllm"
-    capabilities = Capabilities()
 
     def __init__(
         self,
@@ -74,7 +71,7 @@ class VllmEngine:
         # One thread: a tokenizer is not safe for more, and long prompts must not hold the loop.
         self._tokenizing = ThreadPoolExecutor(1, "vllm-tokenize")
         self._running = 0
-        self._tokens_per_second = 0.0
+        self._tokens_per_second = Average()
 
     async def start(self) -> None:
         folder = await self._weights()
@@ -223,12 +220,10 @@ class VllmEngine:
         seconds = self._clock() - began if began is not None else 0.0
         if seconds <= 0 or tokens <= 1:
             return
-        speed = (tokens - 1) / seconds
-        known = self._tokens_per_second or speed
-        self._tokens_per_second = known + SPEED_WEIGHT * (speed - known)
+        self._tokens_per_second.add((tokens - 1) / seconds)
 
     def stats(self) -> EngineStats:
-        return EngineStats(running=self._running, tokens_per_second=self._tokens_per_second)
+        return EngineStats(running=self._running, tokens_per_second=self._tokens_per_second.value)
 
     async def check_health(self) -> None:
         engine = self._alive()

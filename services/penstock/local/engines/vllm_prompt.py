@@ -3,21 +3,10 @@
 import json
 from typing import Any
 
-from penstock.core.errors import FieldViolation, InvalidRequest
 from penstock.local.engines.base import input_field
+from penstock.local.engines.chat import Json, json_object, refused, role_of, text_of
 from penstock.local.engines.tool_calls import CLOSE, OPEN
 from penstock.type.v1 import chat_pb2
-
-Json = dict[str, Any]
-
-_ROLES = {
-    chat_pb2.ROLE_SYSTEM: "system",
-    # Chat templates know no developer: it is the same voice.
-    chat_pb2.ROLE_DEVELOPER: "system",
-    chat_pb2.ROLE_USER: "user",
-    chat_pb2.ROLE_ASSISTANT: "assistant",
-    chat_pb2.ROLE_TOOL: "tool",
-}
 
 TOOLS_TEXT = """\
 You may call these functions, given as JSON, one a line:
@@ -29,27 +18,6 @@ To call one, write a JSON object with its name and arguments between tags, and n
 {{"name": "<name>", "arguments": {{<arguments>}}}}
 {close}"""
 """Shown to models whose chat template has no place for tools."""
-
-
-def refused(field: str, description: str) -> InvalidRequest:
-    return InvalidRequest.of([FieldViolation(field, description)])
-
-
-def json_object(text: str, field: str) -> Json:
-    """The object that `text` holds; an object without properties where it is empty.
-
-    Raises:
-        InvalidRequest: it is no JSON object.
-    """
-    if not text:
-        return {"type": "object", "properties": {}}
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise refused(field, f"is no valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise refused(field, "must be a JSON object")
-    return value
 
 
 def offered_tools(chat: chat_pb2.ChatInput) -> list[chat_pb2.Tool]:
@@ -124,16 +92,7 @@ class PromptMaker:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _message(self, message: chat_pb2.Message, index: int) -> Json:
-        if message.role not in _ROLES:
-            raise refused(f"input.messages[{index}].role", f"{message.role} is no known role")
-        texts = []
-        for at, part in enumerate(message.content):
-            if part.HasField("image_url"):
-                raise refused(
-                    f"input.messages[{index}].content[{at}].image_url", "this model takes text only"
-                )
-            texts.append(part.text or part.refusal)
-        out: Json = {"role": _ROLES[message.role], "content": "".join(texts)}
+        out: Json = {"role": role_of(message, index), "content": text_of(message, index)}
         if message.name:
             out["name"] = message.name
         calls = [

@@ -4,13 +4,8 @@ from typing import Any
 
 from penstock.core.errors import InvalidRequest
 from penstock.local.engines.base import choice_count
-from penstock.local.engines.vllm_prompt import (
-    call_schema,
-    is_call_forced,
-    json_object,
-    offered_tools,
-    refused,
-)
+from penstock.local.engines.chat import json_object, refuse_reasoning, refused
+from penstock.local.engines.vllm_prompt import call_schema, is_call_forced, offered_tools
 from penstock.type.v1 import chat_pb2
 
 SEED_MASK = 0x7FFF_FFFF_FFFF_FFFF
@@ -32,8 +27,7 @@ def sampling_params(chat: chat_pb2.ChatInput) -> Any:
     from vllm.exceptions import VLLMClientError
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-    if chat.HasField("reasoning_effort"):
-        raise refused("input.reasoning_effort", "this model does not reason: leave it out")
+    refuse_reasoning(chat)
     fields: dict[str, Any] = {
         "n": choice_count(chat),
         "max_tokens": chat.max_tokens,

@@ -1,11 +1,11 @@
 """What the flow knows of whatever generates: our own replicas, or a paid API."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
-from penstock.core.deadline import Deadline
+from penstock.core.deadline import Deadline, late
 from penstock.core.errors import PenstockError
 from penstock.type.v1.chat_pb2 import ChatInput, ChoiceDelta, Usage
 
@@ -24,6 +24,8 @@ class Call:
     """How long to wait for a free place in the pool before CapacityExhausted; 0: do not wait."""
     user: str = ""
     """The client's own name for its end user, handed on to a paid provider; empty: none."""
+    on_sent: Callable[[], None] = lambda: None
+    """Called before the first byte of it leaves: until then nobody can bill it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,11 @@ class AttemptFailed(Exception):
         self.error = error
         self.billing = billing
         self.fall_back = fall_back
+
+
+def deadline_passed(billing: Billing) -> AttemptFailed:
+    """The request's own time is over: no other target could still answer."""
+    return AttemptFailed(late(), billing=billing, fall_back=False)
 
 
 class Backend(Protocol):

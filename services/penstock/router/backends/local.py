@@ -14,7 +14,13 @@ import grpc
 from penstock.core import channel, errors
 from penstock.core.clock import Clock
 from penstock.local.v1 import local_pb2
-from penstock.router.backends.base import AttemptFailed, Billing, Call, Chunk
+from penstock.router.backends.base import (
+    AttemptFailed,
+    Billing,
+    Call,
+    Chunk,
+    deadline_passed,
+)
 from penstock.router.backends.local_errors import ENGINE_DEAD, error_of
 from penstock.router.pools import Lease, Pools
 from penstock.router.replica import Replica
@@ -86,7 +92,7 @@ class LocalBackend:
             AttemptFailed: there is none.
         """
         if call.deadline.remaining_seconds() <= 0:
-            raise _deadline_exceeded(Billing.NOTHING)
+            raise deadline_passed(Billing.NOTHING)
         choices = max(1, call.input.n)
         if len(tried.asked) < TRIES_MAX:
             lease = self._pools.take(call.model, choices, besides=tried.asked)
@@ -159,7 +165,7 @@ def _judge(
     permit = lease.permit
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         # No verdict: a short deadline says nothing of the replica.
-        return _deadline_exceeded(Billing.UNKNOWN if tried.has_delivered else Billing.NOTHING)
+        return deadline_passed(Billing.UNKNOWN if tried.has_delivered else Billing.NOTHING)
     if code is grpc.StatusCode.INVALID_ARGUMENT and not tried.has_delivered:
         permit.succeeded()
         # A longer context elsewhere may take what is too long here; other faults stay faults.
@@ -174,15 +180,7 @@ def _judge(
     if not tried.has_delivered:
         return _Failed(error)
     broken = errors.StreamBroken(
-        "the replica failed in mid-stream; what was delivered is charged",
+        "the replica failed in mid-stream; what was made is charged",
         metadata={"cause": error.reason},
     )
     return AttemptFailed(broken, billing=Billing.UNKNOWN, fall_back=True)
-
-
-def _deadline_exceeded(billing: Billing) -> AttemptFailed:
-    error = errors.DeadlineExceeded(
-        "the deadline passed before the answer was complete; "
-        "allow more time or ask for fewer tokens"
-    )
-    return AttemptFailed(error, billing=billing, fall_back=False)

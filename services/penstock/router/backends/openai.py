@@ -7,8 +7,9 @@ when we hang up. Nothing is retried here: the flow decides, since each attempt i
 import asyncio
 import ipaddress
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +21,14 @@ from penstock.core.catalogue import PaidModel, Provider
 from penstock.core.clock import Clock
 from penstock.core.deadline import Deadline
 from penstock.router.backends import openai_wire as wire
-from penstock.router.backends.base import AttemptFailed, Billing, Call, Chunk, ProviderView
+from penstock.router.backends.base import (
+    AttemptFailed,
+    Billing,
+    Call,
+    Chunk,
+    ProviderView,
+    deadline_passed,
+)
 from penstock.router.backends.openai_errors import Cut, MalformedAnswer, Silent, judge
 from penstock.router.backends.openai_usage import UsageTally
 from penstock.router.breaker import Breaker, Permit
@@ -34,6 +42,9 @@ KEEPALIVE_CONNECTIONS_MAX = 64
 
 RETRY_AFTER_SECONDS_BUSY = 1.0
 """Told when `in_flight_max` is reached: one of so many calls ends about once a second."""
+
+_on_sent: ContextVar[Callable[[], None]] = ContextVar("on_sent")
+"""Of the call that this task is about to make: the SDK has no way to hand it to the transport."""
 
 PROVIDER_FAULTS = (openai.APIError, MalformedAnswer, Silent, Cut)
 
@@ -61,6 +72,11 @@ class _Progress:
     tally: UsageTally
     has_delivered: bool = False
     finished: set[int] = field(default_factory=set)
+
+    @property
+    def is_whole(self) -> bool:
+        """Nothing that may still come is a part of the answer, or changes its count."""
+        return len(self.finished) >= self.choices and self.tally.is_final
 
 
 class OpenAIBackend:
@@ -120,7 +136,7 @@ class OpenAIBackend:
         """The client and the model, or why there is nothing to be called."""
         label = self.access.label
         if call.deadline.remaining_seconds() <= 0:
-            raise _deadline_exceeded(Billing.NOTHING)
+            raise deadline_passed(Billing.NOTHING)
         model = self.spec.models.get(call.model)
         if self._client is None or self._is_retired or model is None:
             raise AttemptFailed(
@@ -171,7 +187,7 @@ class OpenAIBackend:
         except errors.InvalidRequest as error:
             raise AttemptFailed(error, billing=Billing.NOTHING, fall_back=False) from None
         except _DeadlinePassed:
-            raise _deadline_exceeded(Billing.UNKNOWN) from None
+            raise deadline_passed(Billing.UNKNOWN) from None
         except PROVIDER_FAULTS as failure:
             verdict = judge(
                 failure,
@@ -207,6 +223,7 @@ class OpenAIBackend:
             else client.chat.completions.create
         )
         first_byte = Deadline.after(self.spec.first_byte_timeout_seconds, self._clock)
+        _on_sent.set(call.on_sent)
         async with _within(first_byte.remaining_seconds(), call.deadline):
             stream = await create(**params, extra_headers={"X-Client-Request-Id": call.request_id})
         try:
@@ -219,6 +236,10 @@ class OpenAIBackend:
                 if deltas:
                     progress.has_delivered = True
                     yield Chunk(deltas=deltas)
+        except (*PROVIDER_FAULTS, _DeadlinePassed):
+            # Where only the end's own mark is missing, the answer and its count are there.
+            if not progress.is_whole:
+                raise
         finally:
             # Reached by closing and by cancellation too: the connection closes, the upstream stops.
             await stream.close()
@@ -242,9 +263,24 @@ def _client(spec: Provider, access: Access) -> openai.AsyncOpenAI:
         max_retries=0,
         timeout=timeout,
         http_client=openai.DefaultAsyncHttpxClient(
-            timeout=timeout, limits=limits, trust_env=not _is_loopback(access.base_url)
+            timeout=timeout,
+            limits=limits,
+            trust_env=not _is_loopback(access.base_url),
+            event_hooks={"request": [_watch_sending]},
         ),
     )
+
+
+async def _watch_sending(request: httpx2.Request) -> None:
+    """Tells the call when its first byte leaves; connecting before it may take long, or fail."""
+    on_sent = _on_sent.get()
+
+    async def trace(event: str, info: object) -> None:
+        del info
+        if event.endswith(".send_request_headers.started"):
+            on_sent()
+
+    request.extensions = {**request.extensions, "trace": trace}
 
 
 def _is_loopback(base_url: str) -> bool:
@@ -298,11 +334,3 @@ def _last(progress: _Progress) -> Chunk:
     if usage is None and len(progress.finished) < progress.choices:
         raise Cut
     return Chunk(usage=usage)
-
-
-def _deadline_exceeded(billing: Billing) -> AttemptFailed:
-    error = errors.DeadlineExceeded(
-        "the deadline passed before the answer was complete; "
-        "allow more time or ask for fewer tokens"
-    )
-    return AttemptFailed(error, billing=billing, fall_back=False)

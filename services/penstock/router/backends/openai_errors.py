@@ -25,6 +25,7 @@ import openai
 
 from penstock.core import errors
 from penstock.router.backends.base import AttemptFailed, Billing
+from penstock.router.breaker import PAUSE_SECONDS_MAX
 
 QUOTA_PAUSE_SECONDS = 60.0
 """After "the account has no credit left": somebody has to pay, which takes minutes at least."""
@@ -166,7 +167,7 @@ def _broken(failure: Exception, label: str, *, has_delivered: bool) -> Verdict:
     facts = {"provider": label, "cause": reason}
     if has_delivered:
         broken = errors.StreamBroken(
-            f"{label} {told} in mid-stream; what was delivered is charged", metadata=facts
+            f"{label} {told} in mid-stream; what was made is charged", metadata=facts
         )
         return Verdict(_attempt(broken, Billing.UNKNOWN), trips=True)
     failed = errors.UpstreamFailed(f"{label} {told}; try again", reason=reason, metadata=facts)
@@ -198,7 +199,15 @@ def _text(body: object) -> str:
 
 
 def retry_after_seconds(headers: Mapping[str, str], now_unix_seconds: float) -> float | None:
-    """`retry-after-ms`, or `Retry-After` in seconds or as an HTTP date; None: absent or absurd."""
+    """`retry-after-ms`, or `Retry-After` in seconds or as an HTTP date; None: absent or absurd.
+
+    Never more than the breaker's longest pause: after it the provider is asked again all the same.
+    """
+    seconds = _asked_seconds(headers, now_unix_seconds)
+    return seconds if seconds is None else min(seconds, PAUSE_SECONDS_MAX)
+
+
+def _asked_seconds(headers: Mapping[str, str], now_unix_seconds: float) -> float | None:
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000

@@ -37,6 +37,11 @@ class UsageTally:
         else:
             self._alone.append(usage)
 
+    @property
+    def is_final(self) -> bool:
+        """No report that may still come changes the sum, whichever of the ways it is."""
+        return len(self._alone) >= self._choices
+
     def total(self) -> Usage | None:
         """None: the upstream reported nothing."""
         if not self._alone:

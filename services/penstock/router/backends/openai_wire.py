@@ -58,7 +58,7 @@ def params_of(chat: chat_pb2.ChatInput, name: str, model: PaidModel) -> Params:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    params |= {field: getattr(chat, field) for field in _SAMPLING if chat.HasField(field)}  # type: ignore[arg-type]
+    params |= {field: getattr(chat, field) for field in _SAMPLING if chat.HasField(field)}  # type: ignore[arg-type]  # their names
     if chat.stop:
         params["stop"] = list(chat.stop)
     if chat.logit_bias:
@@ -198,7 +198,7 @@ def _delta(choice: Any) -> chat_pb2.ChoiceDelta:
         tool_calls=[] if is_raw else [_tool_call(c) for c in delta.tool_calls or ()],
         logprobs=_logprobs(choice.logprobs) if getattr(choice, "logprobs", None) else [],
         # A reason that is not OpenAI's own ("eos", …) still says that the choice ended.
-        finish_reason=_FINISH.get(finish, chat_pb2.FINISH_REASON_STOP) if finish else 0,  # type: ignore[arg-type]
+        finish_reason=_FINISH.get(finish, chat_pb2.FINISH_REASON_STOP) if finish else 0,  # type: ignore[arg-type]  # 0 is UNSPECIFIED
     )
 
 

@@ -1,7 +1,6 @@
 """One generation over HTTP: started, watched for a client that hangs up, and answered."""
 
 import asyncio
-import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,16 +8,15 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from penstock.core.errors import Internal, PenstockError
-from penstock.router.assemble import Assembler
+from penstock.core.assemble import Assembler
+from penstock.core.errors import Internal
+from penstock.core.status import told
 from penstock.router.events import Delta, Done, Event, Started
 from penstock.router.front import PREFIX, receipt_headers
 from penstock.router.http import bodies
 from penstock.router.http.bodies import Shape
 from penstock.router.http.chunks import Chunks
 from penstock.router.running import Running
-
-logger = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -28,14 +26,6 @@ SSE_HEADERS = {
     "x-accel-buffering": "no",
 }
 """Proxies must hand on each event as it comes."""
-
-
-def told(error: Exception) -> PenstockError:
-    """What the client is told; an unexpected error is logged and keeps its text to us."""
-    if isinstance(error, PenstockError):
-        return error
-    logger.error("unexpected error", exc_info=error)
-    return Internal(f"unexpected {type(error).__name__}; see the service's log")
 
 
 class Hangup:

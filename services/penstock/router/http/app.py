@@ -12,10 +12,11 @@ from starlette.routing import Route
 
 from penstock.core.errors import Cancelled, InvalidRequest, NotFound
 from penstock.core.health import Health
+from penstock.core.status import told
 from penstock.core.telemetry_context import from_headers
 from penstock.router.front import Asked, Front
 from penstock.router.http import bodies, parse
-from penstock.router.http.answer import Hangup, Stream, told, whole
+from penstock.router.http.answer import Hangup, Stream, whole
 from penstock.router.http.bodies import ChatShape, CompletionShape, Shape
 from penstock.router.http.chunks import Chunks
 from penstock.router.http.errors import response_of
@@ -87,6 +88,7 @@ class Api:
             parsed.message,
             timeout_seconds=parsed.timeout_seconds,
             deadline_field=TIMEOUT_HEADER,
+            stream=parsed.stream,
             traceparent=from_headers(request.headers),
             rename=parsed.rename,
         )

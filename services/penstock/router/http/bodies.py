@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from penstock.router.assemble import refusal_of, text_of
+from penstock.core.assemble import finish_word, refusal_of, text_of
 from penstock.router.events import Done, Started
 from penstock.router.tracing import verdict_name
 from penstock.router.v1.router_pb2 import Model, Receipt
@@ -195,7 +195,7 @@ def _tool_piece(call: Any) -> Json:
 def _finish(reason: FinishReason.ValueType) -> str | None:
     if reason == FINISH_REASON_UNSPECIFIED:
         return None
-    return FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
+    return finish_word(reason)
 
 
 def _chat_logprobs(found: Any) -> Json | None:

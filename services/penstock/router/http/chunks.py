@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import msgspec
 
+from penstock.core.assemble import joined
 from penstock.core.errors import PenstockError
-from penstock.router.coalesce import joined
 from penstock.router.events import Delta, Done, Event, Started
 from penstock.router.http import bodies
 from penstock.router.http.bodies import Json, Shape

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from penstock.core.catalogue import Catalogue, Limits
 from penstock.core.errors import InvalidRequest, NotFound, PenstockError, PermissionDenied
 from penstock.quota.v1.quota_pb2 import Principal
-from penstock.router import access
+from penstock.router.listing import usable_names
 from penstock.router.policy import Route, resolve
 from penstock.router.v1.router_pb2 import DataClass, GenerateRequest
 from penstock.router.validation import sampling
@@ -155,7 +155,7 @@ def _resolved(model: str, catalogue: Catalogue, principal: Principal) -> Route |
 
 
 def _not_found(model: str, catalogue: Catalogue, principal: Principal) -> NotFound:
-    usable = access.usable_names(catalogue, principal)
+    usable = usable_names(catalogue, principal.allowed_models)
     ends = [name for name in usable if name.partition("/")[2] == model]
     close = (ends or get_close_matches(model, usable, n=3, cutoff=0.6))[:3]
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
@@ -167,7 +167,7 @@ def _not_found(model: str, catalogue: Catalogue, principal: Principal) -> NotFou
 
 
 def _not_allowed(model: str, catalogue: Catalogue, principal: Principal) -> PermissionDenied:
-    usable = access.usable_names(catalogue, principal)
+    usable = usable_names(catalogue, principal.allowed_models)
     return PermissionDenied(
         f"model: this key may not use {shown(model)}. It may use: {_listed(usable)}. "
         "Ask for a key that may, or name one of these.",

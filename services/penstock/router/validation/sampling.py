@@ -70,7 +70,7 @@ def check_against_targets(
 ) -> None:
     """What depends on the model: of an alias, at least one target must be able to."""
     if chat.HasField("max_tokens"):
-        most = max(_max_output_tokens(catalogue, target) for target in targets)
+        most = max(catalogue.max_output_tokens_of(target) or 0 for target in targets)
         if not 1 <= chat.max_tokens <= most:
             faults.add(
                 "input.max_tokens",
@@ -100,12 +100,6 @@ def _check_effort(
 
 def _no_effort(value: str) -> str:
     return f"{shown(value)} is none of {', '.join(REASONING_EFFORTS)}"
-
-
-def _max_output_tokens(catalogue: Catalogue, target: str) -> int:
-    provider, _, name = target.partition("/")
-    spec = catalogue.local(name) if provider == LOCAL_PROVIDER else catalogue.paid(provider, name)
-    return spec.max_output_tokens if spec else 0
 
 
 def _reasons(catalogue: Catalogue, target: str) -> bool:

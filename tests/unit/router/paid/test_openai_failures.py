@@ -2,11 +2,14 @@
 
 import asyncio
 import socket
+from dataclasses import replace
 
 import pytest
 
 from penstock.router.backends.base import Billing
 from penstock.router.backends.openai import OpenAIBackend
+from penstock.type.v1.chat_pb2 import Usage
+from support.chat import chat
 from support.clock import HandClock
 from support.fake_upstream import (
     BREAK,
@@ -19,6 +22,7 @@ from support.fake_upstream import (
     pieces,
     silent,
     sse,
+    usage,
 )
 from support.paid import HANG_UP_SECONDS, KEY, call, collect, failure, make, text
 
@@ -142,6 +146,31 @@ async def test_a_provider_that_is_not_there_billed_nothing(breaker_clock: HandCl
     await backend.close()
 
 
+async def test_a_call_is_told_as_sent_only_once_it_leaves(
+    upstream: FakeUpstream, breaker_clock: HandClock
+) -> None:
+    sent: list[str] = []
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        port = full.getsockname()[1]
+        # They fill the backlog, so that one more is neither taken nor refused.
+        others = [socket.socket() for _ in range(4)]
+        for other in others:
+            other.setblocking(False)
+            other.connect_ex(("127.0.0.1", port))
+        unreached = make(f"http://127.0.0.1:{port}/v1", breaker_clock)
+        failed = await failure(
+            unreached, replace(call(seconds=0.3), on_sent=lambda: sent.append("unreached"))
+        )
+        for other in others:
+            other.close()
+    assert "DEADLINE_EXCEEDED" == failed.error.reason
+    reached = make(upstream.base_url, breaker_clock)
+    await collect(reached, replace(call(), on_sent=lambda: sent.append("reached")))
+    assert ["reached"] == sent
+    await unreached.close()
+    await reached.close()
+
+
 @pytest.mark.parametrize("answer", [silent(), sse(HANG)])
 async def test_silence_before_the_first_chunk_ends_with_a_time_out(
     impatient: OpenAIBackend, upstream: FakeUpstream, answer: Answer
@@ -161,6 +190,25 @@ async def test_after_a_delta_every_failure_is_a_broken_stream(
     failed = await failure(impatient)
     assert failed.error.reason == "STREAM_BROKEN"
     assert failed.billing is Billing.UNKNOWN
+
+
+@pytest.mark.parametrize("end", [HANG, BREAK, "{not json"])
+async def test_an_answer_that_is_there_with_its_count_is_not_lost_by_a_bad_end(
+    impatient: OpenAIBackend, upstream: FakeUpstream, end: object
+) -> None:
+    upstream.answer = sse(*pieces("hello"), end)
+    chunks = await collect(impatient, call())
+    assert "hello" == text(chunks)
+    assert Usage(prompt_tokens=7, completion_tokens=3) == chunks[-1].usage
+
+
+async def test_a_count_that_may_not_be_the_last_does_not_make_an_answer_whole(
+    impatient: OpenAIBackend, upstream: FakeUpstream
+) -> None:
+    both = [piece("a", finish="stop"), piece("b", index=1, finish="stop")]
+    upstream.answer = sse(*both, usage(7, 2), BREAK)
+    failed = await failure(impatient, call(chat(n=2, max_tokens=8)))
+    assert (failed.error.reason, failed.billing) == ("STREAM_BROKEN", Billing.UNKNOWN)
 
 
 async def test_an_error_in_mid_stream_is_a_broken_stream(

@@ -18,6 +18,8 @@ NOW = 1_800_000_000.0
         ({"retry-after-ms": "soon", "retry-after": "7"}, 7.0),
         ({"retry-after": "Fri, 15 Jan 2027 08:01:30 GMT"}, 90.0),
         ({"retry-after": "Fri, 15 Jan 2027 07:00:00 GMT"}, 0.0),
+        ({"retry-after": "1e300"}, 3600.0),
+        ({"retry-after": "Fri, 15 Jan 2100 08:00:00 GMT"}, 3600.0),
         ({"retry-after": "soon"}, None),
         ({"retry-after": ""}, None),
         ({"retry-after": "-3"}, None),

@@ -1,4 +1,4 @@
-from penstock.router.assemble import Assembler, replay, text_of
+from penstock.core.assemble import Assembler, replay, text_of
 from penstock.type.v1.chat_pb2 import (
     FINISH_REASON_LENGTH,
     FINISH_REASON_STOP,

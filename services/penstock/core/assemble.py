@@ -1,4 +1,4 @@
-"""Deltas to choices, and back: one answer in its two forms. Pure."""
+"""Deltas to choices, and back: one answer in its two forms; and many deltas into few. Pure."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,6 +8,7 @@ from penstock.type.v1.chat_pb2 import (
     Choice,
     ChoiceDelta,
     ContentPart,
+    FinishReason,
     Message,
     TokenLogprob,
     ToolCall,
@@ -40,10 +41,7 @@ class Assembler:
             part.refusal.append(delta.refusal)
             part.logprobs.extend(delta.logprobs)
             for piece in delta.tool_calls:
-                call = part.calls.setdefault(piece.index, ToolCall())
-                call.id = call.id or piece.id
-                call.name += piece.name
-                call.arguments_json += piece.arguments_json
+                _add_piece(part.calls.setdefault(piece.index, ToolCall()), piece)
             if delta.finish_reason:
                 part.finish_reason = delta.finish_reason
 
@@ -55,6 +53,12 @@ class Assembler:
 
     def choices(self) -> list[Choice]:
         return [_choice(index, part) for index, part in sorted(self._parts.items())]
+
+
+def _add_piece(call: ToolCall | ToolCallDelta, piece: ToolCallDelta) -> None:
+    call.id = call.id or piece.id
+    call.name += piece.name
+    call.arguments_json += piece.arguments_json
 
 
 def _choice(index: int, part: _Part) -> Choice:
@@ -71,6 +75,11 @@ def _choice(index: int, part: _Part) -> Choice:
     return Choice(
         index=index, message=message, finish_reason=part.finish_reason, logprobs=part.logprobs
     )
+
+
+def finish_word(reason: FinishReason.ValueType) -> str:
+    """As OpenAI and OpenTelemetry write it: "stop", "length", "tool_calls" …"""
+    return FinishReason.Name(reason).removeprefix("FINISH_REASON_").lower()
 
 
 def text_of(message: Message) -> str:
@@ -99,3 +108,33 @@ def replay(choices: Sequence[Choice]) -> Iterable[ChoiceDelta]:
             logprobs=choice.logprobs,
             finish_reason=choice.finish_reason,
         )
+
+
+def joined(deltas: Iterable[ChoiceDelta]) -> list[ChoiceDelta]:
+    """One delta a choice, in the order in which the choices first spoke; nothing is lost."""
+    found: dict[int, ChoiceDelta] = {}
+    for delta in deltas:
+        before = found.get(delta.index)
+        if before is None:
+            found[delta.index] = delta
+        else:
+            found[delta.index] = _join(before, delta)
+    return list(found.values())
+
+
+def _join(before: ChoiceDelta, after: ChoiceDelta) -> ChoiceDelta:
+    both = ChoiceDelta(
+        index=before.index,
+        content=before.content + after.content,
+        refusal=before.refusal + after.refusal,
+        tool_calls=before.tool_calls,
+        logprobs=[*before.logprobs, *after.logprobs],
+        finish_reason=after.finish_reason or before.finish_reason,
+    )
+    for piece in after.tool_calls:
+        same = [call for call in both.tool_calls if call.index == piece.index]
+        if same:
+            _add_piece(same[0], piece)
+        else:
+            both.tool_calls.append(piece)
+    return both
