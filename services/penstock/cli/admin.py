@@ -1,5 +1,6 @@
 """Calls of quota's AdminService: where it is, the operator's token, errors as they are told."""
 
+import math
 import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -15,6 +16,9 @@ from penstock.core.status import from_rpc_error
 from penstock.quota.v1 import admin_pb2_grpc
 
 CALL_SECONDS = 20.0
+
+UNIT_MAX = 90
+"""Of a duration's number; above it the next unit is told."""
 
 ADDRESS = "PENSTOCK_QUOTA_ADMIN_ADDRESS"
 TOKEN = "PENSTOCK_ADMIN_TOKEN"  # noqa: S105 - a variable's name
@@ -73,6 +77,16 @@ async def opened(found: Access) -> AsyncIterator[Admin]:
         yield Admin(channel, found.token)
 
 
+def duration(seconds: float) -> str:
+    """For people: "800 ms", "45 s", "5 min", "3 h", "6 days"; rounded up, so that it is enough."""
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)} ms"
+    for unit, size in (("s", 1), ("min", 60), ("h", 3600)):
+        if math.ceil(seconds / size) <= UNIT_MAX:
+            return f"{math.ceil(seconds / size)} {unit}"
+    return f"{math.ceil(seconds / 86_400)} days"
+
+
 def told(error: PenstockError, found: str) -> CliError:
     """A service's refusal as a line: message and reason; its address where it is away."""
     if error.code is grpc.StatusCode.UNAVAILABLE and error.reason == error.default_reason:
@@ -81,6 +95,6 @@ def told(error: PenstockError, found: str) -> CliError:
         )
     lines = [error.message]
     lines += [f"  {v.field}: {v.description}" for v in error.violations]
-    if error.retry_after_seconds is not None:
-        lines.append(f"  again after {error.retry_after_seconds:g} s")
+    if error.retry_after_seconds is not None and "resets_at" not in error.metadata:
+        lines.append(f"  again after {duration(error.retry_after_seconds)}")
     return CliError(f"{error.reason}: " + "\n".join(lines))

@@ -15,6 +15,7 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
+from typer.core import TyperGroup
 
 from penstock.cli.errors import CliError
 from penstock.cli.state import FOLDER_DEFAULT, State
@@ -28,7 +29,20 @@ WIDTH_MAX = 1_000
 INTERRUPTED = 130
 """A shell's own status for Ctrl-C."""
 
+ORDER = (
+    "up", "down", "status", "chat", "models", "explain", "keys", "budget", "usage", "trace",
+    "config", "quota", "clean",
+)  # fmt: skip
+"""Of the commands in the help: by what a person does, not by the modules' names."""
+
+
+class _Ordered(TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
+
 app = typer.Typer(
+    cls=_Ordered,
     name="penstock",
     help="The gate for LLM traffic: own models, a paid API, a cache, budgets that hold.",
     no_args_is_help=True,

@@ -40,13 +40,19 @@ class Chat:
         self._saved_nano_usd = 0
 
     async def converse(self) -> None:
-        """Until Ctrl-D. Ctrl-C stops an answer, and the model with it."""
-        self._console.print("Ctrl-D ends, Ctrl-C stops an answer.", style="dim")
+        """Until Ctrl-D. Ctrl-C stops an answer, and the model with it.
+
+        Without a terminal each line is a question, and nothing is said to a person.
+        """
+        by_hand = sys.stdin.isatty()
+        if by_hand:
+            self._console.print("Ctrl-D ends, Ctrl-C stops an answer.", style="dim")
         while True:
             try:
-                prompt = _read_line(self._console)
+                prompt = _read_line(self._console, "[bold cyan]you ›[/] " if by_hand else "")
             except (EOFError, KeyboardInterrupt):
-                self._console.print()
+                if by_hand:
+                    self._console.print()
                 self._sum_up()
                 return
             if prompt.strip():
@@ -64,10 +70,23 @@ class Chat:
             self._console.print(f"[red]{error.reason}[/]: {escape(error.message)}")
             del self._history[kept:]
         except asyncio.CancelledError:
-            self._console.print("\n(stopped; what was made is charged)", style="dim")
+            self._tell_stopped()
             del self._history[kept:]
         finally:
             loop.remove_signal_handler(signal.SIGINT)
+
+    async def answer_once(self, prompt: str) -> None:
+        """One question and its answer; Ctrl-C ends both."""
+        try:
+            await self.answer(prompt)
+        except asyncio.CancelledError:
+            self._tell_stopped()
+            raise
+
+    def _tell_stopped(self) -> None:
+        self._console.print(
+            "\n(stopped; what was made is charged: see `penstock usage`)", style="dim"
+        )
 
     def _sum_up(self) -> None:
         spent, saved = format_usd(self._spent_nano_usd), format_usd(self._saved_nano_usd)
@@ -113,11 +132,11 @@ class Chat:
         return options
 
 
-def _read_line(console: Console) -> str:
+def _read_line(console: Console, prompt: str) -> str:
     """Blocks the loop: nothing else happens while a person thinks, and Ctrl-C is heard at once."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        return console.input("[bold cyan]you ›[/] ")
+        return console.input(prompt)
     finally:
         signal.signal(signal.SIGINT, before)
 

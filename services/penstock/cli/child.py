@@ -17,6 +17,9 @@ from penstock.cli.readiness import EndsWell, Readiness
 LOG_BYTES_MAX = 16 * 1024 * 1024
 """A log above it is put aside as `<service>.log.1` at the next start."""
 
+SETTINGS = ("info: configuration: ", "info: starting with ")
+"""A service's first line: what it was started with, never why it ended."""
+
 TAIL_BYTES = 16_384
 TAIL_LINES = 8
 LINE_CHARS_MAX = 400
@@ -125,8 +128,21 @@ class Child:
             self._process.send_signal(number)
 
     def last_words(self, lines: int = TAIL_LINES) -> list[str]:
-        """The end of what this child logged, one readable line each."""
-        return tail(self._log, self._log_start, lines)
+        """The end of what this child logged, one readable line each: its faults and warnings, and
+        what is not of our log's form; where there is none of these, the rest.
+        """
+        told = tail(self._log, self._log_start, lines=TAIL_BYTES)
+        grave = [line for line in told if not line.startswith(("info: ", "debug: "))]
+        return (grave or _without_settings(told))[-lines:]
+
+    def progress(self) -> str:
+        """The last that it told, for a start under way."""
+        told = _without_settings(tail(self._log, self._log_start))
+        return told[-1].removeprefix("info: ") if told else ""
+
+
+def _without_settings(lines: list[str]) -> list[str]:
+    return [line for line in lines if not line.startswith(SETTINGS)]
 
 
 def _rotate(log: Path) -> None:

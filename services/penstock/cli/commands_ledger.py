@@ -3,23 +3,27 @@
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 from zoneinfo import available_timezones
 
 import typer
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
+from rich.markup import escape
 from rich.table import Table
 
-from penstock.cli import admin, names
+from penstock.cli import admin, names, processes
 from penstock.cli.admin import Admin
 from penstock.cli.app import (
     Json,
     app,
     awaited,
     clear_faults,
+    err,
     out,
     print_json,
     print_table,
@@ -29,10 +33,12 @@ from penstock.cli.child import readable
 from penstock.cli.errors import BAD_USAGE, CliError
 from penstock.cli.ledger_tables import budgets_table, keys_table, usage_table
 from penstock.cli.state import State
+from penstock.core.config import ConfigError, load
 from penstock.core.errors import PenstockError
 from penstock.core.money import parse_usd
 from penstock.quota.audit import audit_dsn
 from penstock.quota.v1 import admin_pb2
+from penstock.quota.v1.quota_pb2 import Principal
 
 T = TypeVar("T")
 
@@ -47,6 +53,10 @@ WINDOWS = {
     "total": admin_pb2.Budget.WINDOW_TOTAL,
     "month": admin_pb2.Budget.WINDOW_MONTH,
 }
+
+
+NEGATIVE_IS_NO_OPTION = {"ignore_unknown_options": True}
+"""So that -1 is heard as a limit, and refused as one."""
 
 
 async def asked(state: State, ask: Callable[[Admin], Awaitable[T]]) -> T:
@@ -109,9 +119,12 @@ async def create_key(
         list[str] | None,
         typer.Option(help="A model, alias or pin it may use (again for more); none: all."),
     ] = None,
-    local_only: Annotated[bool, typer.Option(help="Never leaves our own replicas.")] = False,
+    local_only: Annotated[
+        bool, typer.Option("--local-only", help="Never leaves our own replicas.")
+    ] = False,
     fail_open_local: Annotated[
-        bool, typer.Option(help="Local requests go on while the ledger is away.")
+        bool,
+        typer.Option("--fail-open-local", help="Local requests go on while the ledger is away."),
     ] = False,
     expires: Annotated[str | None, typer.Option(help="Date or time, e.g. 2027-01-01.")] = None,
     as_json: Json = False,
@@ -121,6 +134,7 @@ async def create_key(
 
     async def ask(found: Admin) -> Any:
         of = names.find(await names.directory(found), team, kinds=("team",))
+        await demand_new_name(found, of, name)
         request = admin_pb2.CreateKeyRequest(
             team_id=of.id,
             name=name,
@@ -131,12 +145,40 @@ async def create_key(
         )
         return await found.call("CreateKey", request)
 
-    created = await asked(state_of(context), ask)
+    state = state_of(context)
+    created = await asked(state, ask)
+    _warn_of_unknown(state, model or ())
     if as_json:
         print_json(as_dict(created))
         return
     out.print(f"key {created.key.name} ({created.key.id}), shown this once:")
     out.print(f"[bold]{created.secret}[/]")
+
+
+async def demand_new_name(found: Admin, team: names.Named, name: str) -> None:
+    """Two active keys of one name could not be told apart by it."""
+    listed: Any = await found.call("ListKeys", admin_pb2.ListKeysRequest(team_id=team.id))
+    for key in listed.keys:
+        if key.name == name and key.state == Principal.STATE_ACTIVE:
+            raise CliError(
+                f"{team.text} has an active key {name!r} already ({key.id})",
+                remedy=f"Choose another name, or `penstock keys revoke {key.id}` first.",
+            )
+
+
+def _warn_of_unknown(state: State, models: Sequence[str]) -> None:
+    """Of names (or patterns) that nothing in the configuration bears: allowed, for it may yet."""
+    running = processes.load(state)
+    if running is None:
+        return
+    try:
+        catalogue = load(Path(running.options["config"]))
+    except ConfigError:
+        return
+    known = [*catalogue.aliases, *catalogue.targets]
+    for name in models:
+        if not any(fnmatchcase(one, name) for one in known):
+            err.print(f"  {escape(name)} is no model or alias of the configuration", style="yellow")
 
 
 @keys.command("list")
@@ -177,7 +219,7 @@ async def revoke_key(
         out.print(f"key {revoked.name} ({revoked.id}) is revoked")
 
 
-@budget.command("set")
+@budget.command("set", context_settings=NEGATIVE_IS_NO_OPTION)
 @clear_faults
 @awaited
 async def set_budget(
@@ -226,6 +268,12 @@ async def set_budget(
 def _limit(text: str) -> int | None:
     if text == "unlimited":
         return None
+    if text.startswith("--"):
+        raise CliError(f"there is no option {text}", code=BAD_USAGE)
+    if text.startswith("-"):
+        raise CliError(
+            f"LIMIT: {text}: a limit cannot be negative; 0 stops all spending", code=BAD_USAGE
+        )
     try:
         return parse_usd(text)
     except ValueError as error:

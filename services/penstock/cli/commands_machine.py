@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from penstock.cli.errors import CliError
 from penstock.cli.state import State, read_env
 from penstock.cli.up import READY_FD, AlreadyRunning, facts_of
 from penstock.cli.up import up as run
-from penstock.core.config import load
+from penstock.core.config import ConfigError, load
 
 
 @app.command()
@@ -38,7 +39,7 @@ def up(
     http_port: Annotated[
         int | None, typer.Option(help="Default 7080. Env: PENSTOCK_HTTP_PORT.")
     ] = None,
-    detach: Annotated[bool, typer.Option(help="Return when it is up.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Return when it is up.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="With --detach: print the facts.")
     ] = False,
@@ -64,16 +65,17 @@ def up(
 
 def _tell_running(state: State, wanted: options.UpOptions, *, as_json: bool) -> None:
     running = processes.load(state)
-    pid = running.supervisor.pid if running else 0
-    facts = facts_of(state, paid="")
-    if running is not None and running.options != wanted.told:
-        differing = ", ".join(
-            f"{k} is {running.options.get(k) or 'unset'!r}"
-            for k, v in wanted.told.items()
-            if running.options.get(k) != v
-        )
+    if running is None:
         raise CliError(
-            f"Penstock runs already (pid {pid}), otherwise than asked: {differing}",
+            f"another `up` on {state.root} has just begun, or is about to end",
+            remedy="`penstock status` tells how it is.",
+        )
+    pid = running.supervisor.pid
+    facts = facts_of(state, paid="")
+    if differing := _differing(running, wanted):
+        lines = "".join(f"\n  {line}" for line in differing)
+        raise CliError(
+            f"Penstock runs already (pid {pid}), otherwise than asked:{lines}",
             remedy="`make down` first.",
         )
     if as_json:
@@ -81,6 +83,23 @@ def _tell_running(state: State, wanted: options.UpOptions, *, as_json: bool) -> 
         return
     out.print(f"Penstock runs already (pid {pid}); `penstock status` tells how it is.")
     out.print(f"  gRPC  {facts.grpc}\n  HTTP  {facts.http}\n  key   in {facts.env_file}")
+
+
+def _differing(running: processes.Running, wanted: options.UpOptions) -> list[str]:
+    found = [
+        f"{options.VARIABLES[name]} is {running.options.get(name) or 'unset'}, "
+        f"asked for: {value or 'unset'}"
+        for name, value in wanted.told.items()
+        if running.options.get(name, "") != value
+    ]
+    with suppress(ConfigError):
+        given = preflight.key_variables(load(wanted.config), os.environ)
+        found += [
+            f"{name} is unset, asked for: set"
+            for name in given
+            if wanted.paid != options.STAND_IN and name not in running.paid_variables
+        ]
+    return found
 
 
 def _facts_json(state: State) -> dict[str, str]:

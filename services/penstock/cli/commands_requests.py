@@ -92,7 +92,9 @@ async def explain(
     prompt: Annotated[str, typer.Argument(help="What would be asked.")],
     model: Annotated[str, typer.Option(help="Alias, or pinned: local/…, openai/….")] = "auto",
     max_tokens: Annotated[int | None, typer.Option(help="Of the answer.")] = None,
-    local_only: Annotated[bool, typer.Option(help="As of the data class local-only.")] = False,
+    local_only: Annotated[
+        bool, typer.Option("--local-only", help="As of the data class local-only.")
+    ] = False,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
@@ -139,8 +141,10 @@ async def chat(
     system: Annotated[str, typer.Option(help="A system message.")] = "",
     max_tokens: Annotated[int, typer.Option(help="Of each answer.")] = 256,
     temperature: Annotated[float | None, typer.Option(help="0 is reproducible.")] = None,
-    local_only: Annotated[bool, typer.Option(help="Never to a paid provider.")] = False,
-    no_cache: Annotated[bool, typer.Option(help="No stored answer.")] = False,
+    local_only: Annotated[
+        bool, typer.Option("--local-only", help="Never to a paid provider.")
+    ] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="No stored answer.")] = False,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
@@ -162,6 +166,6 @@ async def chat(
             print_json({"text": reply.text, "receipt": as_dict(reply.receipt),
                         "usage": as_dict(reply.usage)})  # fmt: skip
         elif prompt is not None:
-            await talk.answer(prompt)
+            await talk.answer_once(prompt)
         else:
             await talk.converse()

@@ -12,13 +12,14 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from penstock.cli import preflight, processes
+from penstock.cli import processes
 from penstock.cli.app import Json, app, awaited, clear_faults, out, print_json, state_of
 from penstock.cli.errors import CliError
-from penstock.cli.options import UpOptions
+from penstock.cli.options import STAND_IN
 from penstock.cli.ports import HOST
-from penstock.cli.readiness import is_serving
+from penstock.cli.readiness import SERVING, answers, is_serving
 from penstock.cli.state import State, read_env, read_json
+from penstock.cli.topology import stand_in_health
 from penstock.client import Client, PenstockError
 from penstock.core.config import ConfigError, load
 
@@ -53,8 +54,10 @@ async def status(context: typer.Context, as_json: Json = False) -> None:
         raise CliError(f"Penstock does not run on {state.root}", remedy="`make up` starts it.")
     parts = await _parts(state, running)
     config = Path(running.options["config"])
-    faults, paid = _config(running, config)
-    replicas = await _replicas(state)
+    faults = _faults(config)
+    # What the router heard of replicas before the local part went away is no longer so.
+    is_local_up = all(part.healthy for part in parts if part.name == "local")
+    replicas = await _replicas(state) if is_local_up else {}
     healthy = all(part.healthy for part in parts)
     if as_json:
         print_json(
@@ -66,13 +69,13 @@ async def status(context: typer.Context, as_json: Json = False) -> None:
                 "options": running.options,
                 "parts": [asdict(part) for part in parts],
                 "replicas": replicas,
-                "paid": paid,
+                "paid": running.paid,
                 "config": str(config),
                 "config_faults": faults,
             }
         )
     else:
-        _show(state, running, parts, replicas, paid, faults)
+        _show(state, running, parts, replicas, faults)
     if not healthy:
         raise typer.Exit(1)
 
@@ -93,9 +96,11 @@ async def _part(state: State, running: processes.Running, record: processes.Reco
         address = f"{HOST}:{ports.get(record.name)}"
     if address:
         detail = await is_serving(address, timeout_seconds=LOOK_SECONDS)
-        healthy = detail == "serving"
-    elif record.name == "stand-in":
-        healthy, detail = True, "running"
+        healthy = detail == SERVING
+    elif record.name == STAND_IN:
+        url = stand_in_health(f"{HOST}:{ports.get('stand_in')}")
+        detail = await answers(url, timeout_seconds=LOOK_SECONDS)
+        healthy = detail == SERVING
     else:
         healthy = state.ready_file(record.name).exists()
         detail = "ready" if healthy else "starting"
@@ -103,20 +108,12 @@ async def _part(state: State, running: processes.Running, record: processes.Reco
     return Part(record.name, healthy, detail, record.pid, uptime)
 
 
-def _config(running: processes.Running, config: Path) -> tuple[list[str], str]:
+def _faults(config: Path) -> list[str]:
     try:
-        catalogue = load(config)
+        load(config)
     except ConfigError as error:
-        return error.faults, "unknown: the configuration is faulty"
-    options = UpOptions(
-        paid=running.options.get("paid", ""),
-        engine=running.options.get("engine", ""),
-        config=config,
-        grpc_port=0,
-        http_port=0,
-        vllm_python=Path(),
-    )
-    return [], preflight.paid_sentence(options, catalogue, running.paid_variables)
+        return error.faults
+    return []
 
 
 async def _replicas(state: State) -> dict[str, int]:
@@ -138,10 +135,8 @@ def _show(
     running: processes.Running,
     parts: list[Part],
     replicas: dict[str, int],
-    paid: str,
     faults: list[str],
 ) -> None:
-    env = read_env(state.env)
     out.print(f"Penstock {version('penstock')}, pid {running.supervisor.pid}, state {state.root}")
     table = Table(box=box.SIMPLE_HEAD)
     for column in ("part", "health", "pid", "up"):
@@ -152,9 +147,13 @@ def _show(
         table.add_row(part.name, health, str(part.pid or ""), up)
     out.print(table)
     for model, count in replicas.items():
-        out.print(f"  {model}: {count} ready replicas ({running.options.get('engine')})")
-    out.print(f"  paid side: {paid}")
-    out.print(f"  gRPC {env.get('PENSTOCK_GRPC')}   HTTP {env.get('PENSTOCK_HTTP')}")
+        noun = "replica" if count == 1 else "replicas"
+        out.print(f"  {model}: {count} ready {noun} ({running.options.get('engine')})")
+    if not replicas:
+        out.print("  local models: none ready")
+    out.print(f"  paid side: {running.paid}")
+    grpc, http = running.options["grpc_port"], running.options["http_port"]
+    out.print(f"  gRPC {HOST}:{grpc}   HTTP http://{HOST}:{http}/v1")
     if faults:
         out.print("[bold red]the configuration is faulty; the last good one is in use:[/]")
         for fault in faults:

@@ -1,14 +1,28 @@
 """`penstock trace`: a request's way through the parts, as a waterfall."""
 
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
 from penstock.cli import admin
-from penstock.cli.app import Json, app, clear_faults, out, print_json, print_wide, state_of
+from penstock.cli.app import (
+    Json,
+    app,
+    clear_faults,
+    out,
+    print_json,
+    print_table,
+    print_wide,
+    state_of,
+)
 from penstock.cli.errors import CliError
+from penstock.core.money import format_usd
 from penstock.traces import StoreError, latest, load, render
 
 WAIT_SECONDS = 3.0
@@ -56,7 +70,23 @@ def _list(folder: Path, *, as_json: bool) -> None:
     if as_json:
         print_json([asdict(entry) for entry in entries])
         return
-    for entry in entries:
-        out.print(f"{entry.request_id}  {entry.trace_id}")
     if not entries:
         out.print("No request yet.")
+        return
+    columns = ("at", "request", "asked for", "answered by", "why", "cache", "cost USD", "took")
+    table = Table(*columns, "outcome", box=box.SIMPLE_HEAD)
+    for entry in entries:
+        at = datetime.fromtimestamp(entry.at_unix_ns / 1e9, UTC)
+        table.add_row(
+            f"{at:%m-%d %H:%M:%S}",
+            Text(entry.request_id),
+            Text(entry.model),
+            Text(entry.answered_by),
+            entry.reason,
+            entry.cache,
+            format_usd(entry.cost_nano_usd),
+            f"{entry.duration_ms:.0f} ms",
+            Text(entry.outcome, style="" if entry.outcome == "ok" else "red"),
+        )
+    print_table(table)
+    out.print("Times are UTC. `penstock trace REQUEST` shows one.", style="dim")

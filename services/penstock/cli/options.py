@@ -14,6 +14,15 @@ PAID = ("", STAND_IN)
 STOOD_IN_PROVIDER = "openai"
 """The provider of the catalogue that the stand-in plays."""
 
+VARIABLES = {
+    "paid": "PAID",
+    "engine": "ENGINE",
+    "config": "PENSTOCK_CONFIG",
+    "grpc_port": "PENSTOCK_GRPC_PORT",
+    "http_port": "PENSTOCK_HTTP_PORT",
+}
+"""How each option is called in the environment."""
+
 DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "penstock.yaml"
 
 

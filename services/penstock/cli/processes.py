@@ -54,6 +54,8 @@ class Running:
     options: dict[str, str]
     paid_variables: tuple[str, ...] = ()
     """Names (never values) of the providers' keys that were set."""
+    paid: str = ""
+    """A sentence on the paid side, of the configuration in use."""
 
 
 def save(state: State, running: Running) -> None:
@@ -70,7 +72,7 @@ def load(state: State) -> Running | None:
         variables = tuple(str(name) for name in value.get("paid_variables", ()))
     except (KeyError, TypeError, AttributeError):
         return None
-    return Running(supervisor, children, options, variables)
+    return Running(supervisor, children, options, variables, str(value.get("paid", "")))
 
 
 def forget(state: State) -> None:

@@ -15,6 +15,12 @@ from penstock.core.channel import connect
 POLL_SECONDS = 0.1
 """For the one server here that tells nothing by itself: llama.cpp's HTTP listener."""
 
+HTTP_SECONDS = 5.0
+"""For it to answer one look."""
+
+SERVING = "serving"
+"""How a healthy part is called."""
+
 WATCH_DEBOUNCE_MS = 50
 WATCH_WAKE_MS = 500
 """A file that appeared before the watch began is found at the first waking."""
@@ -73,14 +79,10 @@ class HttpOk:
     url: str
 
     async def wait(self) -> None:
-        async with httpx.AsyncClient(trust_env=False, timeout=5) as client:
-            while True:
-                try:
-                    if (await client.get(self.url)).is_success:
-                        return
-                except httpx.HTTPError:
-                    pass
-                await asyncio.sleep(POLL_SECONDS)
+        while True:
+            if await answers(self.url, timeout_seconds=HTTP_SECONDS) == SERVING:
+                return
+            await asyncio.sleep(POLL_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,18 @@ class EndsWell:
 
     async def wait(self) -> None:
         await asyncio.Event().wait()
+
+
+async def answers(url: str, *, timeout_seconds: float) -> str:
+    """One look by HTTP: as `is_serving`."""
+    async with httpx.AsyncClient(trust_env=False, timeout=timeout_seconds) as client:
+        try:
+            reply = await client.get(url)
+        except httpx.TimeoutException:
+            return "no answer"
+        except httpx.HTTPError:
+            return "unreachable"
+    return SERVING if reply.is_success else "not serving"
 
 
 async def is_serving(address: str, *, timeout_seconds: float) -> str:
@@ -100,4 +114,4 @@ async def is_serving(address: str, *, timeout_seconds: float) -> str:
         except grpc.aio.AioRpcError as error:
             return "unreachable" if error.code() == grpc.StatusCode.UNAVAILABLE else "no answer"
     serving = reply.status == health_pb2.HealthCheckResponse.SERVING
-    return "serving" if serving else "not serving"
+    return SERVING if serving else "not serving"

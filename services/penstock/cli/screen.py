@@ -90,7 +90,7 @@ class Screen:
         self._rows[service.name].phase = "died"
         self._console.print(
             f"  [red]{service.name} ({escape(service.what)}) {escape(how)}[/]; "
-            f"it is started again in {again_in:g} s. Its last words:"
+            f"it is started again in {again_in:g} s." + (" Its last words:" if words else "")
         )
         for line in words:
             self._console.print(f"    {escape(line)}", style="dim")
@@ -132,6 +132,5 @@ def _detail(row: Row) -> str:
     if row.phase == "waiting" and row.needs:
         return "waits for " + ", ".join(row.needs)
     if row.phase == "starting" and row.child is not None:
-        words = row.child.last_words(1)
-        return words[0].removeprefix("info: ")[:DETAIL_CHARS_MAX] if words else ""
+        return row.child.progress()[:DETAIL_CHARS_MAX]
     return ""

@@ -248,6 +248,11 @@ def _capacity(plan: Plan) -> Service:
     )
 
 
+def stand_in_health(address: str) -> str:
+    """llama.cpp's own word on whether it can answer."""
+    return f"http://{address}/health"
+
+
 def _stand_in(plan: Plan) -> Service:
     return Service(
         name="stand-in",
@@ -256,7 +261,7 @@ def _stand_in(plan: Plan) -> Service:
             "penstock.local.stand_in",
             *("--listen", plan.at("stand_in"), "--api-key-env", "PENSTOCK_STAND_IN_KEY"),
         ),
-        readiness=HttpOk(f"http://{plan.at('stand_in')}/health"),
+        readiness=HttpOk(stand_in_health(plan.at("stand_in"))),
         environment={
             **_base(plan, "stand-in"),
             "PENSTOCK_STAND_IN_KEY": plan.secrets.stand_in_key,

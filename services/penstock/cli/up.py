@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from rich.console import Console
+from rich.markup import escape
 
 from penstock.cli import admin, bootstrap, preflight, processes, tokens, welcome
 from penstock.cli.child import Child
@@ -20,6 +21,8 @@ from penstock.cli.screen import Screen
 from penstock.cli.state import State, read_env, write_env
 from penstock.cli.supervisor import Supervisor
 from penstock.cli.topology import Plan, services
+from penstock.core.catalogue import Catalogue
+from penstock.core.config import ConfigError, LiveCatalogue
 from penstock.core.errors import PenstockError
 
 SUMMARY_SECONDS = 10.0
@@ -93,6 +96,7 @@ class _Run:
         self._paid_variables = paid_variables
         self._plan = plan
         self._paid = paid
+        self._children: Sequence[Child] = ()
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
 
@@ -108,9 +112,11 @@ class _Run:
             wanted, log_of=plan.state.log, watcher=self._screen, on_change=self._record
         )
         self._telling = asyncio.create_task(self._tell_waiting())
+        watching = asyncio.create_task(self._watch_config())
         try:
             await supervisor.run(self._stop, self._greet)
         finally:
+            watching.cancel()
             self._telling.cancel()
             self._screen.close()
             console.print("Stopping (again Ctrl-C kills)", style="dim")
@@ -123,10 +129,35 @@ class _Run:
         self._stop.set()
 
     def _record(self, children: Sequence[Child]) -> None:
+        self._children = children
         records = tuple(c.record for c in children if c.record is not None)
         me = processes.Record.of("penstock up", os.getpid())
-        running = processes.Running(me, records, self._plan.options.told, self._paid_variables)
+        running = processes.Running(
+            me, records, self._plan.options.told, self._paid_variables, self._paid
+        )
         processes.save(self._plan.state, running)
+
+    async def _watch_config(self) -> None:
+        """Each service reloads the file by itself; here a person is told."""
+        options = self._plan.options
+
+        def on_change(catalogue: Catalogue) -> None:
+            self._paid = preflight.paid_sentence(options, catalogue, self._paid_variables)
+            self._record(self._children)
+            self._console.print(f"  configuration reloaded from {options.config}", style="dim")
+
+        def on_fault(error: ConfigError) -> None:
+            self._console.print(
+                "  [bold red]the configuration is faulty; the last good one stays in use:[/]"
+            )
+            for fault in error.faults:
+                self._console.print(f"    {escape(fault)}")
+
+        try:
+            await LiveCatalogue(options.config).watch(on_change, on_fault)
+        except ConfigError as error:
+            # It was good a moment ago, at the preflight.
+            on_fault(error)
 
     async def _tell_waiting(self) -> None:
         while True:

@@ -5,8 +5,9 @@ Pure data, frozen, validated as a whole. Prices are decimal USD a million tokens
 them, and become integer nano-USD a million tokens at once.
 """
 
+from collections.abc import Collection, Iterable, Mapping
 from datetime import date
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeAlias
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +25,9 @@ LOCAL_PROVIDER = "local"
 APPLICATION_PREFIX = "local-"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+
+Fault: TypeAlias = tuple[tuple[str | int, ...], str]
+"""Where in the file, and what is wrong."""
 
 
 def _usd_per_mtok(value: object) -> int:
@@ -225,20 +229,37 @@ class Catalogue(Section):
         found = self.aliases[alias]
         return found.baseline or found.targets[-1]
 
-    def faults(self) -> list[tuple[tuple[str | int, ...], str]]:
-        """What no single field can see: (path, what is wrong)."""
-        found: list[tuple[tuple[str | int, ...], str]] = []
-        if LOCAL_PROVIDER in self.providers:
-            found.append((("providers", LOCAL_PROVIDER), "'local' is the name of our own pool"))
-        for alias, spec in self.aliases.items():
-            targets: list[tuple[tuple[str | int, ...], str]] = [
-                (("aliases", alias, "targets", i), t) for i, t in enumerate(spec.targets)
-            ]
-            if spec.baseline:
-                targets.append((("aliases", alias, "baseline"), spec.baseline))
-            found += [
-                (path, f"{target!r} is neither local/<model> nor <provider>/<model> of this file")
-                for path, target in targets
-                if self.price_of(target) is None
-            ]
-        return found
+    @property
+    def targets(self) -> set[str]:
+        """All that a request or an alias can name, aliases aside."""
+        return targets_of(self.models, {name: p.models for name, p in self.providers.items()})
+
+    def faults(self) -> list[Fault]:
+        """What no single field can see."""
+        return cross_faults(self.targets, self.providers, self.aliases)
+
+
+def targets_of(models: Iterable[str], models_by_provider: Mapping[str, Iterable[str]]) -> set[str]:
+    """`local/<name>` and `<provider>/<name>`."""
+    pools = {**models_by_provider, LOCAL_PROVIDER: models}
+    return {f"{provider}/{name}" for provider, names in pools.items() for name in names}
+
+
+def cross_faults(
+    targets: Collection[str], providers: Iterable[str], aliases: Mapping[str, Alias]
+) -> list[Fault]:
+    found: list[Fault] = []
+    if LOCAL_PROVIDER in providers:
+        found.append((("providers", LOCAL_PROVIDER), "'local' is the name of our own pool"))
+    for name, alias in aliases.items():
+        named: list[Fault] = [
+            (("aliases", name, "targets", i), target) for i, target in enumerate(alias.targets)
+        ]
+        if alias.baseline:
+            named.append((("aliases", name, "baseline"), alias.baseline))
+        found += [
+            (path, f"{target!r} is neither local/<model> nor <provider>/<model> of this file")
+            for path, target in named
+            if target not in targets
+        ]
+    return found

@@ -16,6 +16,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from watchfiles import awatch
 
 from penstock.core.catalogue import Catalogue
+from penstock.core.config_faults import faults_between, field_faults
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ def parse(text: str, name: str = "penstock.yaml") -> Catalogue:
         tree = YAML(typ="rt").load(text)
     except DuplicateKeyError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError([f"{name}:{line}: {str(error.problem).splitlines()[0]}"]) from None
+        problem = str(error.problem).splitlines()[0].partition(" with value ")[0]
+        raise ConfigError([f"{name}:{line}: {problem}"]) from None
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError([f"{name}:{line}: no valid YAML: {error.problem}"]) from None
@@ -65,17 +67,13 @@ def parse(text: str, name: str = "penstock.yaml") -> Catalogue:
     if not isinstance(tree, CommentedMap):
         raise ConfigError([f"{name}:1: is empty; see `penstock config example`"])
     try:
-        catalogue = Catalogue.model_validate(YAML(typ="safe", pure=True).load(text))
+        value = YAML(typ="safe", pure=True).load(text)
+        catalogue = Catalogue.model_validate(value)
+        found = catalogue.faults()
     except ValidationError as error:
-        raise ConfigError(
-            [
-                _fault(name, tree, e["loc"], e["msg"].removeprefix("Value error, "))
-                for e in error.errors(include_url=False, include_input=False)
-            ]
-        ) from None
-    faults = [_fault(name, tree, path, message) for path, message in catalogue.faults()]
-    if faults:
-        raise ConfigError(faults)
+        found = [*field_faults(error), *faults_between(value)]
+    if found:
+        raise ConfigError([_fault(name, tree, path, message) for path, message in found])
     return catalogue
 
 
@@ -98,6 +96,10 @@ def _line(node: Any, path: tuple[str | int, ...]) -> int:
     return int(line)
 
 
+def _log_fault(error: ConfigError) -> None:
+    logger.error("configuration is faulty, the last good one stays in use:\n%s", error)
+
+
 class LiveCatalogue:
     """The catalogue in use. `current` is replaced as a whole: a request keeps the one it began
     with.
@@ -109,21 +111,27 @@ class LiveCatalogue:
         self.faults: list[str] = []
         """Of the file as it lies there now; empty while it is the one in use."""
 
-    async def watch(self, on_change: Callable[[Catalogue], None] = lambda _: None) -> None:
-        """Runs for ever: takes over each good change of the file."""
+    async def watch(
+        self,
+        on_change: Callable[[Catalogue], None] = lambda _: None,
+        on_fault: Callable[[ConfigError], None] = _log_fault,
+    ) -> None:
+        """Runs for ever: takes over each good change of the file, tells of each faulty one."""
         # The folder is watched: editors and ConfigMaps replace the file, which ends a watch on it.
         async for changes in awatch(self._path.parent, recursive=False):
             if any(Path(p).name in {self._path.name, "..data"} for _, p in changes):
-                self.reload(on_change)
+                self.reload(on_change, on_fault)
 
-    def reload(self, on_change: Callable[[Catalogue], None] = lambda _: None) -> None:
+    def reload(
+        self,
+        on_change: Callable[[Catalogue], None] = lambda _: None,
+        on_fault: Callable[[ConfigError], None] = _log_fault,
+    ) -> None:
         try:
             fresh = load(self._path)
         except ConfigError as error:
             self.faults = error.faults
-            logger.error(  # noqa: TRY400 - its traceback says nothing to the operator
-                "configuration is faulty, the last good one stays in use:\n%s", error
-            )
+            on_fault(error)
             return
         self.faults = []
         if fresh != self.current:

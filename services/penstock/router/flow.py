@@ -34,7 +34,7 @@ from penstock.router.flight import Looked, look_up
 from penstock.router.observe import Observed, count_attempt
 from penstock.router.policy import Ask, Attempt, Route
 from penstock.router.ports import Answers, Landscape, Ledger
-from penstock.router.receipt import CLIENT_GONE, FAIL_OPEN, OK, Tally, of_stored
+from penstock.router.receipt import FAIL_OPEN, OK, Tally, of_stored, outcome_of
 from penstock.router.request import Request
 from penstock.type.v1.chat_pb2 import ChatInput, Usage
 
@@ -173,8 +173,8 @@ class Flow:
                     failure = failed.error
                     if (one.started and request.stream) or not failed.fall_back:
                         break
-                except BaseException:
-                    await self._resolve(tally, one, CLIENT_GONE, Billing.UNKNOWN)
+                except BaseException as error:
+                    await self._resolve(tally, one, outcome_of(error), Billing.UNKNOWN)
                     raise
                 else:
                     used = await self._resolve(tally, one, OK, Billing.UNKNOWN)

@@ -1,12 +1,11 @@
 """What the flow counts: one observation a request, one an attempt."""
 
 from penstock.core.clock import Clock
-from penstock.core.errors import PenstockError
 from penstock.core.metrics import Metrics
 from penstock.router.estimate import Used
 from penstock.router.events import Done, Event, Started
 from penstock.router.policy import Attempt
-from penstock.router.receipt import CLIENT_GONE, OK
+from penstock.router.receipt import OK, outcome_of
 from penstock.router.tracing import verdict_name
 
 
@@ -35,7 +34,7 @@ class Observed:
             )
 
     def failed(self, error: BaseException) -> None:
-        self._end(outcome=error.reason if isinstance(error, PenstockError) else CLIENT_GONE)
+        self._end(outcome=outcome_of(error))
 
     def _end(
         self,

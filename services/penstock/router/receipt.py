@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from penstock.cache.v1.cache_pb2 import Answer, LookupResponse
 from penstock.core.catalogue import Catalogue
+from penstock.core.errors import PenstockError
 from penstock.router.estimate import Used
 from penstock.router.policy import Attempt, Reason
 from penstock.router.v1.router_pb2 import (
@@ -18,10 +19,19 @@ from penstock.type.v1.chat_pb2 import Usage
 OK = "ok"
 CLIENT_GONE = "CLIENT_GONE"
 """Outcome of an attempt whose caller hung up or ran out of time."""
+INTERNAL = "INTERNAL"
+"""Outcome of an attempt that our own fault ended."""
 FAIL_OPEN = "FAIL_OPEN"
 """In place of a reservation's id: a local attempt that went on while the ledger was away (LEDGER,
 I15).
 """
+
+
+def outcome_of(error: BaseException) -> str:
+    """How a request or an attempt ended that its upstream did not end."""
+    if isinstance(error, PenstockError):
+        return error.reason
+    return INTERNAL if isinstance(error, Exception) else CLIENT_GONE
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
+from penstock.core import semconv
 from penstock.traces.model import Span, Trace
 from penstock.traces.store import FILE, StoreError
 
@@ -25,10 +26,44 @@ _decode = msgspec.json.Decoder(Span).decode
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One request of the list that `penstock trace` shows without an id."""
+    """One request of the list that `penstock trace` shows without an id.
+
+    Attributes:
+        model: As it was asked for.
+        answered_by: `<provider>/<model>`; "" where nobody did.
+        reason, cache: As in the receipt; "" where it did not come that far.
+        outcome: "ok", or the reason of the failure.
+    """
 
     request_id: str
     trace_id: str
+    at_unix_ns: int
+    duration_ms: float
+    model: str
+    answered_by: str
+    reason: str
+    cache: str
+    cost_nano_usd: int
+    outcome: str
+
+    @classmethod
+    def of(cls, span: Span) -> "Entry":
+        def text(name: str) -> str:
+            return str(span.attributes.get(name, ""))
+
+        answered = (text(semconv.PROVIDER), text(semconv.RESPONSE_MODEL))
+        return cls(
+            request_id=span.request_id,
+            trace_id=span.trace_id,
+            at_unix_ns=span.start_unix_ns,
+            duration_ms=span.duration_ms,
+            model=text(semconv.REQUEST_MODEL),
+            answered_by="/".join(answered) if all(answered) and not span.failed else "",
+            reason=text(semconv.REASON),
+            cache=text(semconv.CACHE),
+            cost_nano_usd=int(text(semconv.COST_NANO_USD) or 0),
+            outcome=text(semconv.ERROR_TYPE) or ("failed" if span.failed else "ok"),
+        )
 
 
 def load(
@@ -67,10 +102,17 @@ def latest(folder: Path, limit: int = 20) -> list[Entry]:
     Raises:
         StoreError: as `load`.
     """
-    rows = _query(
-        folder, "SELECT request_id, trace_id FROM requests ORDER BY number DESC LIMIT ?", limit
+    last = "FROM requests ORDER BY number DESC LIMIT ?"
+    bodies = _query(
+        folder,
+        f"SELECT body FROM spans WHERE trace_id IN (SELECT trace_id {last})",  # noqa: S608 - ours
+        limit,
     )
-    return [Entry(request_id, trace_id) for request_id, trace_id in rows]
+    spans = (_decode(body) for (body,) in bodies)
+    by_id = {span.request_id: span for span in spans if span.is_request}
+    wanted = _query(folder, f"SELECT request_id {last}", limit)
+    # A request that came between the two is in the next list.
+    return [Entry.of(by_id[request_id]) for (request_id,) in wanted if request_id in by_id]
 
 
 def _load(folder: Path, wanted: str) -> Trace | None:

@@ -1,17 +1,25 @@
 """The command line as a person meets it: clear lines, a status that is not 0, no traceback."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from penstock.cli import __main__ as program
-from penstock.cli import child
-from penstock.cli.app import app
+from penstock.cli import admin, child, processes
+from penstock.cli.app import ORDER, app
 from penstock.cli.commands_ledger import as_dict
+from penstock.cli.options import DEFAULT_CONFIG
+from penstock.cli.state import State
+from penstock.cli.up import locked
+from penstock.core import errors, semconv
 from penstock.core.ports import free_port
 from penstock.quota.v1 import admin_pb2
+from penstock.traces.store import Store
+from support.spans import request_span
 
 program.register()
 
@@ -42,7 +50,9 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (["keys", "list"], "no ledger is known here"),
         (["keys", "create", "x", "--expires", "soon"], "is no date or time"),
         (["budget", "set", "12,50"], "is no decimal amount"),
-        (["budget", "set", "-1"], "is not between 0 and"),
+        (["budget", "set", "-1"], "a limit cannot be negative"),
+        (["budget", "set", "-0.50"], "a limit cannot be negative"),
+        (["budget", "set", "--frob"], "there is no option --frob"),
         (["budget", "set", "0.0000000001"], "finer than a nano-USD"),
         (["budget", "set", "5", "--window", "week"], "neither month nor total"),
         (["budget", "set", "5", "--time-zone", "Mars/Base"], "is not known"),
@@ -58,12 +68,64 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_what_cannot_be_done_is_told_in_a_line(ask, command: list[str], told: str) -> None:
-    if "-1" in command:
-        command = [*command[:-1], "--", "-1"]
     result = ask(*command)
     assert result.exit_code in {1, 2}, result.output
     assert told in result.stderr.replace("\n", " ")
     assert "Traceback" not in result.output
+
+
+def test_the_help_lists_commands_as_a_person_needs_them(ask) -> None:
+    assert list(ORDER) == get_command(app).list_commands(None)
+
+
+@pytest.mark.parametrize("command", [["chat"], ["explain"], ["up"], ["keys", "create"]])
+def test_no_flag_has_a_negative_twin(ask, command: list[str]) -> None:
+    assert "--no-" not in ask(*command, "--help").stdout.replace("--no-cache ", "")
+
+
+def test_the_list_of_traces_tells_route_cost_and_outcome(ask, tmp_path: Path) -> None:
+    store = Store(tmp_path / "state" / "traces", 10)
+    told = {semconv.REQUEST_MODEL: "auto", semconv.PROVIDER: "local", semconv.RESPONSE_MODEL: "m"}
+    cost = {semconv.COST_NANO_USD: 1_500, semconv.REASON: "local_first", semconv.CACHE: "miss"}
+    store.add([request_span(1, 1, "req_1", attributes=told | cost)])
+    store.close()
+    line = next(x for x in ask("trace").stdout.splitlines() if "req_1" in x)
+    assert ["auto", "local/m", "local_first", "miss", "0.0000015"] == line.split()[3:8]
+    assert 1_500 == json.loads(ask("trace", "--json").stdout)[0]["cost_nano_usd"]
+
+
+def test_a_second_up_says_what_differs(ask, tmp_path: Path, monkeypatch) -> None:
+    state = State.at(tmp_path / "state")
+    state.make()
+    grpc, http = os.environ["PENSTOCK_GRPC_PORT"], os.environ["PENSTOCK_HTTP_PORT"]
+    options = {"paid": "", "engine": "llamacpp", "config": str(DEFAULT_CONFIG)}
+    ports = {"grpc_port": grpc, "http_port": http}
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    me = processes.Record.of("penstock up", os.getpid())
+    processes.save(state, processes.Running(me, (), options | ports))
+    with locked(state):
+        assert "runs already" in ask("up").stdout
+        told = ask("up", "--paid", "stand-in", "--grpc-port", "7999").stderr
+        assert "PAID is unset, asked for: stand-in" in told
+        assert f"PENSTOCK_GRPC_PORT is {grpc}, asked for: 7999" in told
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+        assert "OPENAI_API_KEY is unset, asked for: set" in ask("up").stderr
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.2, "200 ms"), (1, "1 s"), (90, "90 s"), (91, "2 min"), (7200, "2 h"), (554_451, "7 days")],
+)
+def test_a_duration_is_told_for_people(seconds: float, told: str) -> None:
+    assert told == admin.duration(seconds)
+
+
+def test_a_refusal_with_its_reset_names_no_seconds() -> None:
+    resets = {"resets_at": "2026-12-01T00:00:00Z"}
+    full = errors.BudgetExceeded("resets …", retry_after_seconds=554_451, metadata=resets)
+    assert "again after" not in admin.told(full, "here").message
+    busy = errors.CapacityExhausted("full", retry_after_seconds=300)
+    assert "again after 5 min" in admin.told(busy, "here").message
 
 
 def test_down_without_anything_running_is_no_fault(ask) -> None:

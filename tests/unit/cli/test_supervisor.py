@@ -108,6 +108,20 @@ async def test_a_child_that_dies_before_it_is_ready_is_told_with_its_last_words(
     assert not stage.story.children["other"][0].is_running
 
 
+async def test_last_words_are_faults_before_all_else_and_never_settings(tmp_path: Path) -> None:
+    words = [
+        '{"level": "info", "message": "starting with dsn=SecretStr()"}',
+        '{"level": "error", "message": "no room"}',
+        '{"level": "info", "message": "draining"}',
+    ]
+    script = "import sys; [sys.stderr.write(w + chr(10)) for w in {}]; sys.exit(3)"
+    for lines, told in ((words, "  error: no room"), (words[::2], "  info: draining")):
+        stage = Stage([service("cache", tmp_path, script.format(lines))], tmp_path)
+        with pytest.raises(CliError) as caught:
+            await stage.play()
+        assert told == caught.value.message.partition("Its last words:\n")[2]
+
+
 async def test_a_child_that_is_never_ready_is_given_up_in_time(tmp_path: Path) -> None:
     stage = Stage([service("local", tmp_path, SILENT, start_seconds=0.5)], tmp_path)
     with pytest.raises(CliError, match="was not ready within"):

@@ -49,6 +49,33 @@ def test_all_faults_are_told_at_once_by_path_and_line():
     ] == [tuple(line.split(": ")[:2]) for line in told]
 
 
+def test_faults_between_fields_are_told_together_with_those_of_fields():
+    told = faults(FAULTY + "aliases: {q: {targets: [local/a, local/b]}, r: {targets: 3}}\n")
+    assert [
+        "f:9: aliases.r.targets: must be a list",
+        "f:9: aliases.q.targets.1: 'local/b' is neither",
+    ] == [line.split(" local/<")[0] for line in told if "aliases" in line]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("limits: {n: 3}", "limits.n: is no field here; known: request_bytes_max, messages_max,"),
+        (
+            "aliases: {q: {target: [a]}}",
+            "aliases.q.target: is no field here; known: targets, baseline",
+        ),
+        ("aliases: {q: {}}", "aliases.q.targets: is missing"),
+        ("providers: {acme: {kind: x}}", "providers.acme.kind: must be 'openai'"),
+        ("models: 3", "models: must be a mapping of names"),
+        ("aliases: {q: 3}", "aliases.q: must be a mapping of fields"),
+        ("aliases: {a b: {targets: [x/y]}}", "aliases.a b: a name has 1 to 64 letters, digits,"),
+    ],
+)
+def test_faults_are_told_in_an_operators_words(text, says):
+    assert any(line.startswith(f"f:1: {says}") for line in faults(text))
+
+
 def test_names_that_lead_nowhere_are_faults():
     told = faults(DANGLING)
     assert ["f:3", "f:7", "f:8"] == [line.split(": ")[0] for line in told]
@@ -104,7 +131,12 @@ async def test_a_good_change_is_taken_over_and_a_faulty_one_is_not(tmp_path):
     path.write_text("version: 1\nlimits: {n_max: 3}\n")
     live = LiveCatalogue(path)
     changed: asyncio.Queue[int] = asyncio.Queue()
-    watching = asyncio.create_task(live.watch(lambda c: changed.put_nowait(c.limits.n_max)))
+    faulty: asyncio.Queue[list[str]] = asyncio.Queue()
+    watching = asyncio.create_task(
+        live.watch(
+            lambda c: changed.put_nowait(c.limits.n_max), lambda e: faulty.put_nowait(e.faults)
+        )
+    )
 
     async def rewritten() -> int:
         # The watch may begin after the first write: it is written until it is seen.
@@ -117,7 +149,8 @@ async def test_a_good_change_is_taken_over_and_a_faulty_one_is_not(tmp_path):
 
     assert 5 == await asyncio.wait_for(rewritten(), 20)
     path.write_text("limits: {n_max: none}\n")
-    live.reload()
+    told = await asyncio.wait_for(faulty.get(), 20)
     assert 5 == live.current.limits.n_max
-    assert "limits.n_max" in live.faults[0]
+    assert told == live.faults
+    assert "limits.n_max" in told[0]
     watching.cancel()

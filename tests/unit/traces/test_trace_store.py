@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from penstock.core import semconv
 from penstock.traces.reader import latest, load
 from penstock.traces.store import FILE, SPANS_PER_TRACE_MAX, Store, StoreError
 from support.spans import request_span, span
@@ -41,6 +42,31 @@ def test_spans_of_one_trace_may_come_in_several_messages_and_twice(folder):
     store.close()
 
     assert 2 == len(load(folder, "req_1").spans)
+
+
+def test_the_list_tells_how_each_request_went(folder):
+    told = {
+        semconv.REQUEST_MODEL: "auto",
+        semconv.PROVIDER: "local",
+        semconv.RESPONSE_MODEL: "small",
+        semconv.REASON: "local_first",
+        semconv.CACHE: "miss",
+        semconv.COST_NANO_USD: 2**60,
+    }
+    refused = {semconv.REQUEST_MODEL: "gpt", semconv.ERROR_TYPE: "BUDGET_EXCEEDED"}
+    store = filled(folder, 1)
+    store.add([request_span(2, 1, "req_a", attributes=told), span(2, 2, 1)])
+    store.add([request_span(2, 3, "req_b", attributes=refused, failed=True)])
+    store.close()
+
+    b, a = latest(folder, 2)
+    assert ("req_a", "auto", "local/small", "local_first", "miss", 2**60, "ok", 0.5) == (
+        a.request_id, a.model, a.answered_by, a.reason, a.cache, a.cost_nano_usd, a.outcome,
+        a.duration_ms,
+    )  # fmt: skip
+    assert ("req_b", "gpt", "", 0, "BUDGET_EXCEEDED") == (
+        b.request_id, b.model, b.answered_by, b.cost_nano_usd, b.outcome
+    )  # fmt: skip
 
 
 def test_only_the_last_traces_are_kept(folder):
