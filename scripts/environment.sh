@@ -34,10 +34,10 @@ interrupted() {
 # Held until this script ends, however it ends. Without flock(1) (util-linux) two installs are not kept apart.
 take_lock() {
     command -v flock >/dev/null || return 0
-    exec {lock_fd}>"$venv.lock"
-    flock --nonblock "$lock_fd" && return
+    exec {lock_fd}>"$venv.lock" || fail "$venv.lock cannot be written" "Is the disk full, or the folder read-only?"
+    flock -n "$lock_fd" && return
     echo "another install of $venv is under way, waiting"
-    flock "$lock_fd"
+    flock "$lock_fd" || true # a file system without locks
 }
 
 find_python() {

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import indent
 
 from rich.console import Console
 from rich.live import Live
@@ -93,7 +94,7 @@ class Screen:
             f"it is started again in {again_in:g} s." + (" Its last words:" if words else "")
         )
         for line in words:
-            self._console.print(f"    {escape(line)}", style="dim")
+            self._console.print(indent(escape(line), "    "), style="dim")
 
     def stopping(self, service: Service) -> None:
         self._console.print(f"  stopping {service.name} …", style="dim")

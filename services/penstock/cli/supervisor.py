@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import groupby
 from pathlib import Path
+from textwrap import indent
 from typing import Protocol
 
 from penstock.cli.child import Child, Service, describe_exit
@@ -186,7 +187,7 @@ def _now() -> asyncio.Event:
 
 
 def _failed(service: Service, how: str, child: Child, log: Path) -> CliError:
-    words = "\n".join(f"  {line}" for line in child.last_words())
+    words = indent("\n".join(child.last_words()), "  ")
     check = f" {service.check}" if service.check else ""
     with contextlib.suppress(ValueError):
         log = log.relative_to(Path.cwd())

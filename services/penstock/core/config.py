@@ -133,8 +133,8 @@ class LiveCatalogue:
             self.faults = error.faults
             on_fault(error)
             return
-        self.faults = []
-        if fresh != self.current:
+        was_faulty, self.faults = bool(self.faults), []
+        if fresh != self.current or was_faulty:
             self.current = fresh
             logger.info("configuration reloaded from %s", self._path)
             on_change(fresh)

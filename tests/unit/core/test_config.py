@@ -153,4 +153,7 @@ async def test_a_good_change_is_taken_over_and_a_faulty_one_is_not(tmp_path):
     assert 5 == live.current.limits.n_max
     assert told == live.faults
     assert "limits.n_max" in told[0]
+    path.write_text("version: 1\nlimits: {n_max: 5}\n")
+    assert 5 == await asyncio.wait_for(changed.get(), 20)
+    assert [] == live.faults
     watching.cancel()
