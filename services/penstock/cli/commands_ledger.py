@@ -153,6 +153,10 @@ async def create_key(
         return
     out.print(f"key {created.key.name} ({created.key.id}), shown this once:")
     out.print(f"[bold]{created.secret}[/]")
+    out.print(
+        "It spends only within a budget of its own, its team or its organisation: "
+        f"penstock budget set 5.00 --account {created.key.id}"
+    )
 
 
 async def demand_new_name(found: Admin, team: names.Named, name: str) -> None:
