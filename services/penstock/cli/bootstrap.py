@@ -3,9 +3,12 @@
 Idempotent: what is there stays as it is, also a budget that was changed since.
 """
 
+import asyncio
 from dataclasses import dataclass, field
 
 from penstock.cli.admin import Admin
+from penstock.client import Client
+from penstock.core.errors import PenstockError
 from penstock.core.money import NANO_PER_USD
 from penstock.quota.v1 import admin_pb2
 from penstock.quota.v1.quota_pb2 import Principal
@@ -14,6 +17,10 @@ NAME = "default"
 BUDGET_NAME = "default-month"
 BUDGET_NANO_USD = 5 * NANO_PER_USD
 """A calendar month's, of the ready-made key: enough to try everything, too little to hurt."""
+
+MODELS_SECONDS = 30.0
+"""The router hears of a replica within two seconds of its being ready; more is a fault."""
+MODELS_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +76,18 @@ async def _ensure_account(
     )
     assert isinstance(created, admin_pb2.Account)
     return created.id
+
+
+async def await_models(address: str, secret: str, models: set[str]) -> bool:
+    """Until the router knows a ready replica of each (`local/<name>`); False: not in time.
+
+    A replica can serve a moment before the router hears of it, and the very first request would
+    spill.
+    """
+    try:
+        async with asyncio.timeout(MODELS_SECONDS), Client(address, secret) as client:
+            while models - {m.id for m in await client.models() if m.ready_replicas}:  # noqa: ASYNC110 - it must be asked
+                await asyncio.sleep(MODELS_POLL_SECONDS)
+    except (TimeoutError, PenstockError):
+        return False
+    return True

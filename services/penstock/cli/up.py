@@ -21,8 +21,8 @@ from penstock.cli.screen import Screen
 from penstock.cli.state import State, read_env, write_env
 from penstock.cli.supervisor import Supervisor
 from penstock.cli.topology import Plan, services
-from penstock.core.catalogue import Catalogue
-from penstock.core.config import ConfigError, LiveCatalogue
+from penstock.core.catalogue import LOCAL_PROVIDER, Catalogue
+from penstock.core.config import ConfigError, LiveCatalogue, load
 from penstock.core.errors import PenstockError
 
 SUMMARY_SECONDS = 10.0
@@ -171,6 +171,12 @@ class _Run:
         self._screen.close()
         key = await self._ensure_key()
         state, plan = self._plan.state, self._plan
+        local = load(plan.local_config).models
+        wanted = {f"{LOCAL_PROVIDER}/{name}" for name, model in local.items() if model.replicas}
+        if not await bootstrap.await_models(plan.grpc_address, key.secret, wanted):
+            self._console.print(
+                "  [yellow]not every local model is ready: see `penstock status`[/]"
+            )
         write_env(
             state.env,
             {
