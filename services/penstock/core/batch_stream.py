@@ -89,6 +89,8 @@ class _Pending(Generic[ResultT]):
     wait_seconds: float
     on_sent: Callable[[], None]
     sent: bool = False
+    taken: bool = False
+    """The caller has the result: one that came as the caller was cancelled, nobody has."""
 
 
 @dataclass
@@ -160,7 +162,9 @@ class BatchStream(Generic[OperationT, ResultT]):
                 pending = _Pending[ResultT](loop.create_future(), timeout, wait_seconds, on_sent)
                 self._pending[number] = pending
                 self._send(operation)
-                return await pending.future
+                result = await pending.future
+                pending.taken = True
+                return result
         except TimeoutError:
             raise DeadlineExceeded(
                 f"{self.peer} did not answer in time", reason=f"{self.peer.upper()}_TIMEOUT"
@@ -195,8 +199,7 @@ class BatchStream(Generic[OperationT, ResultT]):
         unsent = self._outgoing.pop(number, None) is not None
         if pending is None or unsent or not pending.sent or self._down:
             return
-        answered = pending.future.done() and not pending.future.cancelled()
-        if self.wire.cancel is not None and not answered:
+        if self.wire.cancel is not None and not pending.taken:
             cancel = self.wire.cancel(number)
             cancel.operation_id = next(self._ids)
             self._send(cancel)

@@ -172,6 +172,24 @@ async def test_an_interim_result_grants_the_wait_and_no_more(stream, peer) -> No
             await task
 
 
+async def test_a_result_that_comes_as_its_caller_is_cancelled_is_given_back(stream, peer) -> None:
+    """Else e.g. a flight would be led by nobody, for as long as the stream lives."""
+    task = asyncio.create_task(stream.call(op(), timeout_seconds=5))
+    (sent,) = await peer.next_batch()
+    take = stream._take_result
+
+    def take_and_cancel(result: OperationResult) -> None:
+        take(result)
+        task.cancel()
+
+    stream._take_result = take_and_cancel
+    peer.answer(sent)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (cancel,) = await peer.next_batch()
+    assert cancel.cancel_operation_id == sent.operation_id
+
+
 async def test_a_cancelled_operation_is_taken_back_or_the_peer_is_told(stream, peer) -> None:
     unsent = calling(stream, op("unsent"))
     await asyncio.sleep(0)
