@@ -105,6 +105,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     yield found
     found.command("down", timeout=STOP_SECONDS)
     assert found.processes() == []
+    # What PostgreSQL keeps outside the folder, where it runs as another user, goes with it.
+    assert found.command("clean").returncode == 0
 
 
 @pytest_asyncio.fixture
