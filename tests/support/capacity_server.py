@@ -23,7 +23,7 @@ class FakeCapacity(CapacityServiceServicer):
     def __init__(self) -> None:
         self.snapshot = Snapshot(sequence=1, ray_reachable=True)
 
-    async def WatchSnapshots(  # noqa: N802
+    async def WatchSnapshots(
         self, request: WatchSnapshotsRequest, context: object
     ) -> AsyncIterator[WatchSnapshotsResponse]:
         yield WatchSnapshotsResponse(snapshot=self.snapshot)

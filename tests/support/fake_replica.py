@@ -83,7 +83,7 @@ class FakeReplica(LocalServiceServicer):
         async with self._counted:
             await self._counted.wait_for(lambda: len(self.requests) >= times)
 
-    async def Generate(  # noqa: N802  # the RPC's name
+    async def Generate(
         self, request: local_pb2.GenerateRequest, context: Any
     ) -> AsyncGenerator[local_pb2.GenerateResponse, None]:
         self.requests.append(request)

@@ -47,7 +47,7 @@ class FaultyQuota(quota_pb2_grpc.QuotaServiceServicer):
     batches: list[int] = field(default_factory=list)
     streams: int = 0
 
-    async def Batch(self, request_iterator, context):  # noqa: N802
+    async def Batch(self, request_iterator, context):
         self.streams += 1
         results: asyncio.Queue[OperationResult | None] = asyncio.Queue()
 

@@ -63,9 +63,7 @@ class FakeQuota(QuotaServiceServicer):
         for queue in self.watchers:
             queue.put_nowait(None)
 
-    async def GetPrincipal(  # noqa: N802
-        self, request: GetPrincipalRequest, context: object
-    ) -> Principal:
+    async def GetPrincipal(self, request: GetPrincipalRequest, context: object) -> Principal:
         self.asked.append(request.key_hash)
         found = self.keys.get(request.key_hash)
         answer = Principal()
@@ -76,7 +74,7 @@ class FakeQuota(QuotaServiceServicer):
             raise NotFound("no such key", reason="KEY_UNKNOWN")
         return answer
 
-    async def WatchKeys(  # noqa: N802
+    async def WatchKeys(
         self, request: WatchKeysRequest, context: object
     ) -> AsyncIterator[WatchKeysResponse]:
         queue: asyncio.Queue[WatchKeysResponse | None] = asyncio.Queue()

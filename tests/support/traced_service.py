@@ -15,12 +15,12 @@ from penstock.quota.v1 import quota_pb2, quota_pb2_grpc
 
 
 class Quota(quota_pb2_grpc.QuotaServiceServicer):
-    async def Settle(self, request, context):  # noqa: N802
+    async def Settle(self, request, context):
         # What it would send on with calls of its own.
         context.set_trailing_metadata(to_metadata(current_traceparent()))
         return quota_pb2.SettleResponse()
 
-    async def Batch(self, request_iterator, context):  # noqa: N802
+    async def Batch(self, request_iterator, context):
         async for batch in request_iterator:
             results = []
             for operation in batch.operations:

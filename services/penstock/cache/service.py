@@ -31,16 +31,16 @@ class CacheService(CacheServiceServicer):
         self._span = span
         self._sessions: set[Session] = set()
 
-    async def Lookup(self, request: LookupRequest, _context: Any) -> LookupResponse:  # noqa: N802
+    async def Lookup(self, request: LookupRequest, _context: Any) -> LookupResponse:
         return await self._operations.lookup(request, lease_ms=UNARY_LEASE_MS)
 
-    async def Store(self, request: StoreRequest, _context: Any) -> StoreResponse:  # noqa: N802
+    async def Store(self, request: StoreRequest, _context: Any) -> StoreResponse:
         return await self._operations.store(request)
 
-    async def Abandon(self, request: AbandonRequest, _context: Any) -> AbandonResponse:  # noqa: N802
+    async def Abandon(self, request: AbandonRequest, _context: Any) -> AbandonResponse:
         return await self._operations.abandon(request)
 
-    async def Batch(  # noqa: N802
+    async def Batch(
         self, request_iterator: AsyncIterator[BatchRequest], context: Any
     ) -> AsyncIterator[BatchResponse]:
         session = Session(self._operations, self._lookups, self._led, self._span)

@@ -11,7 +11,7 @@ class CapacityService(capacity_pb2_grpc.CapacityServiceServicer):
     def __init__(self, watcher: Watcher) -> None:
         self._watcher = watcher
 
-    async def WatchSnapshots(  # noqa: N802  # the RPC's name
+    async def WatchSnapshots(
         self, _request: capacity_pb2.WatchSnapshotsRequest, _context: Any
     ) -> AsyncIterator[capacity_pb2.WatchSnapshotsResponse]:
         async for snapshot in self._watcher.snapshots():

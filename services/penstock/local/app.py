@@ -110,7 +110,7 @@ class Replica:
         replica._set_up(model, engine, token, 0.0, leave)  # noqa: SLF001  # its own
         return replica
 
-    async def Generate(  # noqa: N802  # the RPC's name
+    async def Generate(
         self, request: local_pb2.GenerateRequest, grpc_context: CallContext
     ) -> AsyncGenerator[local_pb2.GenerateResponse, None]:
         try:
@@ -139,7 +139,7 @@ class Replica:
             finally:
                 await messages.aclose()
 
-    async def Stats(  # noqa: N802  # the RPC's name
+    async def Stats(
         self, _request: local_pb2.StatsRequest, grpc_context: CallContext
     ) -> local_pb2.StatsResponse:
         try:

@@ -50,7 +50,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self._clock = clock
         self._secret = secret
 
-    async def CreateAccount(  # noqa: N802
+    async def CreateAccount(
         self, request: admin_pb2.CreateAccountRequest, _context: Context
     ) -> admin_pb2.Account:
         faults = Faults()
@@ -69,13 +69,13 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         account = await self._accounts.create_account(kind, request.name, org_id)
         return admin_wire.account(account)
 
-    async def ListAccounts(  # noqa: N802
+    async def ListAccounts(
         self, _request: admin_pb2.ListAccountsRequest, _context: Context
     ) -> admin_pb2.ListAccountsResponse:
         accounts = await self._accounts.list_accounts()
         return admin_pb2.ListAccountsResponse(accounts=[admin_wire.account(a) for a in accounts])
 
-    async def SetSuspended(  # noqa: N802
+    async def SetSuspended(
         self, request: admin_pb2.SetSuspendedRequest, _context: Context
     ) -> admin_pb2.Account:
         faults = Faults()
@@ -86,7 +86,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         )
         return admin_wire.account(account)
 
-    async def CreateKey(  # noqa: N802
+    async def CreateKey(
         self, request: admin_pb2.CreateKeyRequest, _context: Context
     ) -> admin_pb2.CreateKeyResponse:
         faults = Faults()
@@ -115,7 +115,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         key = await self._accounts.create_key(team_id, name, policy, secret)
         return admin_pb2.CreateKeyResponse(key=admin_wire.key(key), secret=secret)
 
-    async def ListKeys(  # noqa: N802
+    async def ListKeys(
         self, request: admin_pb2.ListKeysRequest, _context: Context
     ) -> admin_pb2.ListKeysResponse:
         faults = Faults()
@@ -124,7 +124,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         keys = await self._accounts.list_keys(team_id)
         return admin_pb2.ListKeysResponse(keys=[admin_wire.key(k) for k in keys])
 
-    async def RevokeKey(  # noqa: N802
+    async def RevokeKey(
         self, request: admin_pb2.RevokeKeyRequest, _context: Context
     ) -> admin_pb2.Key:
         faults = Faults()
@@ -132,7 +132,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         faults.check()
         return admin_wire.key(await self._accounts.revoke_key(key_id))
 
-    async def SetBudget(  # noqa: N802
+    async def SetBudget(
         self, request: admin_pb2.SetBudgetRequest, _context: Context
     ) -> admin_pb2.Budget:
         faults = Faults()
@@ -159,14 +159,14 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         )
         return admin_wire.budget(budget)
 
-    async def ListBudgets(  # noqa: N802
+    async def ListBudgets(
         self, request: admin_pb2.ListBudgetsRequest, _context: Context
     ) -> admin_pb2.ListBudgetsResponse:
         account_id = _optional_account(request.account_id)
         budgets = await self._accounts.list_budgets(account_id)
         return admin_pb2.ListBudgetsResponse(budgets=[admin_wire.budget(b) for b in budgets])
 
-    async def ListEntries(  # noqa: N802
+    async def ListEntries(
         self, request: admin_pb2.ListEntriesRequest, _context: Context
     ) -> admin_pb2.ListEntriesResponse:
         faults = Faults()
@@ -191,7 +191,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         more = str(entries[-1].id) if len(rows) > size else ""
         return admin_pb2.ListEntriesResponse(entries=entries, next_page_token=more)
 
-    async def GetUsage(  # noqa: N802
+    async def GetUsage(
         self, request: admin_pb2.GetUsageRequest, _context: Context
     ) -> admin_pb2.GetUsageResponse:
         faults = Faults()
@@ -202,7 +202,7 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         rows = await self._reports.usage(since=since, until=until, account_id=account_id)
         return admin_pb2.GetUsageResponse(rows=[admin_wire.usage_row(row) for row in rows])
 
-    async def ResolveSuspense(  # noqa: N802
+    async def ResolveSuspense(
         self, request: quota_pb2.SettleRequest, _context: Context
     ) -> quota_pb2.SettleResponse:
         return wire.settle_response(await self._batcher.apply(wire.parse_settle(request)))

@@ -43,7 +43,7 @@ class QuotaService(quota_pb2_grpc.QuotaServiceServicer):
         for stream in self._streams:
             stream.stop_reading()
 
-    async def GetPrincipal(  # noqa: N802
+    async def GetPrincipal(
         self, request: quota_pb2.GetPrincipalRequest, _context: Context
     ) -> quota_pb2.Principal:
         if len(request.key_hash) != 32:
@@ -55,32 +55,32 @@ class QuotaService(quota_pb2_grpc.QuotaServiceServicer):
             raise errors.NotFound("no key has this hash", reason="KEY_UNKNOWN")
         return wire.principal(key)
 
-    async def WatchKeys(  # noqa: N802
+    async def WatchKeys(
         self, _request: quota_pb2.WatchKeysRequest, _context: Context
     ) -> AsyncIterator[quota_pb2.WatchKeysResponse]:
         async for hashes in self._watch.changes():
             yield quota_pb2.WatchKeysResponse(changed_key_hashes=hashes)
 
-    async def Reserve(  # noqa: N802
+    async def Reserve(
         self, request: quota_pb2.ReserveRequest, context: Context
     ) -> quota_pb2.ReserveResponse:
         operation = wire.parse_reserve(request)
         answer = await self._batcher.apply(operation, _left_ms(context))
         return wire.reserve_response(operation, answer)
 
-    async def Settle(  # noqa: N802
+    async def Settle(
         self, request: quota_pb2.SettleRequest, context: Context
     ) -> quota_pb2.SettleResponse:
         answer = await self._batcher.apply(wire.parse_settle(request), _left_ms(context))
         return wire.settle_response(answer)
 
-    async def Void(  # noqa: N802
+    async def Void(
         self, request: quota_pb2.VoidRequest, context: Context
     ) -> quota_pb2.VoidResponse:
         answer = await self._batcher.apply(wire.parse_void(request), _left_ms(context))
         return wire.void_response(answer)
 
-    async def Batch(  # noqa: N802
+    async def Batch(
         self, request_iterator: AsyncIterator[quota_pb2.BatchRequest], _context: Context
     ) -> AsyncIterator[quota_pb2.BatchResponse]:
         stream = _Stream(self._batcher)

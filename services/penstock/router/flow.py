@@ -51,6 +51,8 @@ class Try:
     """One attempt under way."""
 
     attempt: Attempt
+    index: int
+    """1 for the request's first."""
     meter: Meter
     span: Child
     reservation_id: str = field(default_factory=ids.uuid7)
@@ -153,7 +155,7 @@ class Flow:
             one = _try(policy.after(planned, failure), trace, len(tally.outcomes) + 1)
             with one.span:
                 try:
-                    await self._reserve(request, one, len(tally.outcomes) + 1)
+                    await self._reserve(request, one)
                 except BudgetExceeded as error:
                     one.span.fail(error)
                     tally.refuse(one.attempt, error.reason)
@@ -207,14 +209,14 @@ class Flow:
             yield Delta([delta])
         yield Done(found.answer.usage, receipt)
 
-    async def _reserve(self, request: Request, one: Try, index: int) -> None:
+    async def _reserve(self, request: Request, one: Try) -> None:
         """Holds the attempt's bound on the whole path, before a byte is sent."""
         attempt = one.attempt
         ttl_seconds = request.deadline.remaining_seconds() + HOLD_MARGIN_SECONDS
         hold = ReserveRequest(
             reservation_id=one.reservation_id,
             request_id=request.request_id,
-            attempt=index,
+            attempt=one.index,
             key_id=request.principal.key_id,
             pool=attempt.pool,
             provider=attempt.label,
@@ -335,4 +337,4 @@ def _try(attempt: Attempt, trace: RequestTrace, index: int) -> Try:
         reasoning=attempt.reasoning,
     )
     span = trace.child(f"attempt {attempt.label}", tracing.of_attempt(attempt, index))
-    return Try(attempt, meter, span)
+    return Try(attempt, index, meter, span)

@@ -33,7 +33,7 @@ class RouterService(RouterServiceServicer):
     def __init__(self, front: Front) -> None:
         self._front = front
 
-    async def Generate(self, request: GenerateRequest, context: Context) -> GenerateResponse:  # noqa: N802
+    async def Generate(self, request: GenerateRequest, context: Context) -> GenerateResponse:
         request_id = self._front.new_request_id()
         try:
             running = self._front.start(await self._request(request, context, request_id))
@@ -43,7 +43,7 @@ class RouterService(RouterServiceServicer):
             _tell(context, error, request_id)
             raise
 
-    async def GenerateStream(  # noqa: N802
+    async def GenerateStream(
         self, request: GenerateRequest, context: Context
     ) -> AsyncGenerator[GenerateStreamResponse, None]:
         request_id = self._front.new_request_id()
@@ -63,13 +63,11 @@ class RouterService(RouterServiceServicer):
             _tell(context, error, request_id)
             raise
 
-    async def ListModels(  # noqa: N802
-        self, request: ListModelsRequest, context: Context
-    ) -> ListModelsResponse:
+    async def ListModels(self, request: ListModelsRequest, context: Context) -> ListModelsResponse:
         del request
         return ListModelsResponse(models=self._front.models(await self._principal(context)))
 
-    async def ExplainRoute(  # noqa: N802
+    async def ExplainRoute(
         self, request: GenerateRequest, context: Context
     ) -> ExplainRouteResponse:
         request_id = self._front.new_request_id()

@@ -22,7 +22,7 @@ class TraceService(TraceServiceServicer):
         self._writer = writer
         self._forward = forward
 
-    async def Export(  # noqa: N802 - the proto's name
+    async def Export(
         self, request: otlp.ExportTraceServiceRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> otlp.ExportTraceServiceResponse:
         del context

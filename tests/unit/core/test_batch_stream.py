@@ -32,7 +32,7 @@ class Peer(cache_pb2_grpc.CacheServiceServicer):
         self.results: asyncio.Queue[list[OperationResult] | None] = asyncio.Queue()
         self.streams = 0
 
-    async def Batch(self, request_iterator, context):  # noqa: N802
+    async def Batch(self, request_iterator, context):
         self.streams += 1
 
         async def read() -> None:

@@ -27,7 +27,7 @@ class Service(capacity_pb2_grpc.CapacityServiceServicer):
         self.error: Exception | None = None
         self.go_on = asyncio.Event()
 
-    async def WatchSnapshots(self, request: WatchSnapshotsRequest, context: object):  # noqa: N802
+    async def WatchSnapshots(self, request: WatchSnapshotsRequest, context: object):
         yield WatchSnapshotsResponse()
         if self.error:
             raise self.error

@@ -35,7 +35,7 @@ class FakeCapacity(CapacityServiceServicer):
     async def stop(self) -> None:
         await self._server.stop(None)
 
-    async def WatchSnapshots(  # noqa: N802  # the RPC's name
+    async def WatchSnapshots(
         self, request: capacity_pb2.WatchSnapshotsRequest, context: Any
     ) -> AsyncGenerator[capacity_pb2.WatchSnapshotsResponse, None]:
         self.watchers += 1
