@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 
 from penstock.core.channel import bearer, connect
-from penstock.core.ports import free_port
+from penstock.core.ports import free_ports
 from penstock.router.v1.router_pb2 import GenerateRequest, GenerateResponse
 from penstock.router.v1.router_pb2_grpc import RouterServiceStub
 from penstock.type.v1.chat_pb2 import ROLE_USER, ChatInput, ContentPart, Message
@@ -90,7 +90,8 @@ class Stack:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     state = tmp_path_factory.mktemp("stack") / "state"
-    ports = ("--grpc-port", str(free_port()), "--http-port", str(free_port()))
+    grpc_port, http_port = free_ports(2)
+    ports = ("--grpc-port", str(grpc_port), "--http-port", str(http_port))
     started = subprocess.run(
         [PENSTOCK, "--state", str(state), "up", "--paid", "stand-in", "--detach", *ports],
         capture_output=True,

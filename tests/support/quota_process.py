@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from penstock.core.channel import bearer, connect
 from penstock.core.ids import uuid7
-from penstock.core.ports import free_port
+from penstock.core.ports import free_ports
 from penstock.core.status import from_rpc_error
 from penstock.quota.v1 import admin_pb2, admin_pb2_grpc, quota_pb2, quota_pb2_grpc
 
@@ -119,7 +119,7 @@ async def quota_process(
     dsn: str, folder: Path, *, ready: bool = True
 ) -> AsyncIterator[QuotaProcess]:
     """Starts it on free ports, waits until it is healthy, ends it by SIGTERM at the end."""
-    address, admin_address = (f"127.0.0.1:{free_port()}" for _ in range(2))
+    address, admin_address = (f"127.0.0.1:{port}" for port in free_ports(2))
     environment = {
         **os.environ,
         "PENSTOCK_QUOTA_DSN": dsn,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from penstock.core.ports import free_port, why_taken
+from penstock.core.ports import free_ports, why_taken
 from penstock.local import processes
 from penstock.local.config import Ports, ReplicaSettings
 from penstock.local.ports import NoFreePorts, PortBlock, claim_block
@@ -103,6 +103,7 @@ def head_environment(
 
 
 def head_command(settings: HeadSettings) -> list[str]:
+    agent_http, agent_grpc, runtime_env, metrics, client_server = free_ports(5)
     return [
         sys.executable,
         *("-m", "ray.scripts.scripts", "start", "--head", "--block"),
@@ -112,11 +113,11 @@ def head_command(settings: HeadSettings) -> list[str]:
         "--include-dashboard=true",
         "--include-log-monitor=false",
         "--disable-usage-stats",
-        f"--dashboard-agent-listen-port={free_port()}",
-        f"--dashboard-agent-grpc-port={free_port()}",
-        f"--runtime-env-agent-port={free_port()}",
-        f"--metrics-export-port={free_port()}",
-        f"--ray-client-server-port={free_port()}",
+        f"--dashboard-agent-listen-port={agent_http}",
+        f"--dashboard-agent-grpc-port={agent_grpc}",
+        f"--runtime-env-agent-port={runtime_env}",
+        f"--metrics-export-port={metrics}",
+        f"--ray-client-server-port={client_server}",
         # 0: any free ports; Ray's default is a fixed range, which other parts may use.
         "--min-worker-port=0",
         "--max-worker-port=0",

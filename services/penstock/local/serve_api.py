@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import httpx
 
 from penstock.core.catalogue import application_of
-from penstock.core.ports import free_port
+from penstock.core.ports import free_ports
 from penstock.local.config import DEPLOYMENT, ReplicaSettings
 
 SERVICER = "penstock.local.v1.local_pb2_grpc.add_LocalServiceServicer_to_server"
@@ -58,7 +58,8 @@ class RestServeApi:
         Raises:
             DeployFailed: Serve refuses the configuration.
         """
-        config = deploy_config(models, http_port=free_port(), grpc_port=free_port())
+        http_port, grpc_port = free_ports(2)
+        config = deploy_config(models, http_port=http_port, grpc_port=grpc_port)
         try:
             reply = await self._client.put("/api/serve/applications/", json=config)
         except httpx.HTTPError as error:

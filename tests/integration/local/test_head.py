@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from penstock.core.ports import free_port
+from penstock.core.ports import free_ports
 from penstock.local import processes
 from penstock.local.cluster import Head, HeadSettings
 from penstock.local.config import Ports
@@ -42,7 +42,7 @@ class Started:
     """`python -m penstock.local` on its way up, and its head."""
 
     def __init__(self, folder: Path) -> None:
-        ports = Ports(free_port(), free_port())
+        ports = Ports(*free_ports(2))
         secret = "ray-secret-that-is-long-enough-for-ray"
         self.settings = HeadSettings(ports, secret, "router-secret", 1)
         self.process = start("penstock.local", folder, environment(folder, ports))
