@@ -34,11 +34,15 @@ class Account(_message.Message):
         KIND_UNSPECIFIED: Account._Kind.ValueType  # 0
         KIND_ORG: Account._Kind.ValueType  # 1
         KIND_TEAM: Account._Kind.ValueType  # 2
+        KIND_POOL: Account._Kind.ValueType  # 3
+        """A provider's: see SetPool. Never created by CreateAccount."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: Account.Kind.ValueType  # 0
     KIND_ORG: Account.Kind.ValueType  # 1
     KIND_TEAM: Account.Kind.ValueType  # 2
+    KIND_POOL: Account.Kind.ValueType  # 3
+    """A provider's: see SetPool. Never created by CreateAccount."""
 
     ID_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
@@ -46,12 +50,18 @@ class Account(_message.Message):
     ORG_ID_FIELD_NUMBER: _builtins.int
     SUSPENDED_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
+    PREPAID_FIELD_NUMBER: _builtins.int
+    COMMERCIAL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     kind: Global___Account.Kind.ValueType
     name: _builtins.str
     org_id: _builtins.str
     """The team's organisation; empty for an organisation."""
     suspended: _builtins.bool
+    prepaid: _builtins.bool
+    """Nothing is spent beyond its usable grants."""
+    commercial: _builtins.bool
+    """It may not use grants for non-commercial use."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -63,14 +73,58 @@ class Account(_message.Message):
         org_id: _builtins.str = ...,
         suspended: _builtins.bool = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
+        prepaid: _builtins.bool = ...,
+        commercial: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "id", b"id", "kind", b"kind", "name", b"name", "org_id", b"org_id", "suspended", b"suspended"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commercial", b"commercial", "created_at", b"created_at", "id", b"id", "kind", b"kind", "name", b"name", "org_id", b"org_id", "prepaid", b"prepaid", "suspended", b"suspended"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Account: _TypeAlias = Account  # noqa: Y015
+
+@_typing.final
+class UpdateAccountRequest(_message.Message):
+    """What is absent stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    SUSPENDED_FIELD_NUMBER: _builtins.int
+    PREPAID_FIELD_NUMBER: _builtins.int
+    COMMERCIAL_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """An organisation or a team."""
+    suspended: _builtins.bool
+    prepaid: _builtins.bool
+    commercial: _builtins.bool
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        suspended: _builtins.bool | None = ...,
+        prepaid: _builtins.bool | None = ...,
+        commercial: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_commercial", b"_commercial", "_prepaid", b"_prepaid", "_suspended", b"_suspended", "commercial", b"commercial", "prepaid", b"prepaid", "suspended", b"suspended"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_commercial", b"_commercial", "_prepaid", b"_prepaid", "_suspended", b"_suspended", "account_id", b"account_id", "commercial", b"commercial", "prepaid", b"prepaid", "suspended", b"suspended"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__commercial: _TypeAlias = _typing.Literal["commercial"]  # noqa: Y015
+    _WhichOneofArgType__commercial: _TypeAlias = _typing.Literal["_commercial", b"_commercial"]  # noqa: Y015
+    _WhichOneofReturnType__prepaid: _TypeAlias = _typing.Literal["prepaid"]  # noqa: Y015
+    _WhichOneofArgType__prepaid: _TypeAlias = _typing.Literal["_prepaid", b"_prepaid"]  # noqa: Y015
+    _WhichOneofReturnType__suspended: _TypeAlias = _typing.Literal["suspended"]  # noqa: Y015
+    _WhichOneofArgType__suspended: _TypeAlias = _typing.Literal["_suspended", b"_suspended"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__commercial) -> _WhichOneofReturnType__commercial | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prepaid) -> _WhichOneofReturnType__prepaid | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__suspended) -> _WhichOneofReturnType__suspended | None: ...
+
+Global___UpdateAccountRequest: _TypeAlias = UpdateAccountRequest  # noqa: Y015
 
 @_typing.final
 class CreateAccountRequest(_message.Message):
@@ -79,21 +133,27 @@ class CreateAccountRequest(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ORG_ID_FIELD_NUMBER: _builtins.int
+    PREPAID_FIELD_NUMBER: _builtins.int
+    COMMERCIAL_FIELD_NUMBER: _builtins.int
     kind: Global___Account.Kind.ValueType
     name: _builtins.str
     """1 to 64 of [a-z0-9-]; unique among its kind in its organisation."""
     org_id: _builtins.str
     """Only with KIND_TEAM."""
+    prepaid: _builtins.bool
+    commercial: _builtins.bool
     def __init__(
         self,
         *,
         kind: Global___Account.Kind.ValueType = ...,
         name: _builtins.str = ...,
         org_id: _builtins.str = ...,
+        prepaid: _builtins.bool = ...,
+        commercial: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "name", b"name", "org_id", b"org_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commercial", b"commercial", "kind", b"kind", "name", b"name", "org_id", b"org_id", "prepaid", b"prepaid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -172,6 +232,7 @@ class Key(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     org_id: _builtins.str
@@ -180,7 +241,9 @@ class Key(_message.Message):
     local_only: _builtins.bool
     fail_open_local: _builtins.bool
     prefix: _builtins.str
-    """First characters of the key's text, to tell keys apart."""
+    """First characters of the newest text, to tell keys apart."""
+    secrets: _builtins.int
+    """Texts that are valid now: 1, or more while a rotation overlaps."""
     @_builtins.property
     def allowed_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -201,16 +264,124 @@ class Key(_message.Message):
         created_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         prefix: _builtins.str = ...,
+        secrets: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "created_at", b"created_at", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "allowed_models", b"allowed_models", "created_at", b"created_at", "expires_at", b"expires_at", "fail_open_local", b"fail_open_local", "id", b"id", "local_only", b"local_only", "name", b"name", "org_id", b"org_id", "prefix", b"prefix", "state", b"state", "team_id", b"team_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "allowed_models", b"allowed_models", "created_at", b"created_at", "expires_at", b"expires_at", "fail_open_local", b"fail_open_local", "id", b"id", "local_only", b"local_only", "name", b"name", "org_id", b"org_id", "prefix", b"prefix", "secrets", b"secrets", "state", b"state", "team_id", b"team_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
 
 Global___Key: _TypeAlias = Key  # noqa: Y015
+
+@_typing.final
+class UpdateKeyRequest(_message.Message):
+    """What is absent stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ALLOWED_MODELS_FIELD_NUMBER: _builtins.int
+    LOCAL_ONLY_FIELD_NUMBER: _builtins.int
+    FAIL_OPEN_LOCAL_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    NEVER_EXPIRES_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    name: _builtins.str
+    local_only: _builtins.bool
+    fail_open_local: _builtins.bool
+    never_expires: _builtins.bool
+    @_builtins.property
+    def allowed_models(self) -> Global___AllowedModels: ...
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """Not in the past. Never: `never_expires`."""
+
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        allowed_models: Global___AllowedModels | None = ...,
+        local_only: _builtins.bool | None = ...,
+        fail_open_local: _builtins.bool | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        never_expires: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allowed_models", b"_allowed_models", "_expires_at", b"_expires_at", "_fail_open_local", b"_fail_open_local", "_local_only", b"_local_only", "_name", b"_name", "allowed_models", b"allowed_models", "expires_at", b"expires_at", "fail_open_local", b"fail_open_local", "local_only", b"local_only", "name", b"name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allowed_models", b"_allowed_models", "_expires_at", b"_expires_at", "_fail_open_local", b"_fail_open_local", "_local_only", b"_local_only", "_name", b"_name", "allowed_models", b"allowed_models", "expires_at", b"expires_at", "fail_open_local", b"fail_open_local", "key_id", b"key_id", "local_only", b"local_only", "name", b"name", "never_expires", b"never_expires"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__allowed_models: _TypeAlias = _typing.Literal["allowed_models"]  # noqa: Y015
+    _WhichOneofArgType__allowed_models: _TypeAlias = _typing.Literal["_allowed_models", b"_allowed_models"]  # noqa: Y015
+    _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
+    _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
+    _WhichOneofReturnType__fail_open_local: _TypeAlias = _typing.Literal["fail_open_local"]  # noqa: Y015
+    _WhichOneofArgType__fail_open_local: _TypeAlias = _typing.Literal["_fail_open_local", b"_fail_open_local"]  # noqa: Y015
+    _WhichOneofReturnType__local_only: _TypeAlias = _typing.Literal["local_only"]  # noqa: Y015
+    _WhichOneofArgType__local_only: _TypeAlias = _typing.Literal["_local_only", b"_local_only"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__allowed_models) -> _WhichOneofReturnType__allowed_models | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fail_open_local) -> _WhichOneofReturnType__fail_open_local | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__local_only) -> _WhichOneofReturnType__local_only | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+
+Global___UpdateKeyRequest: _TypeAlias = UpdateKeyRequest  # noqa: Y015
+
+@_typing.final
+class AllowedModels(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATTERNS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Empty: all."""
+
+    def __init__(
+        self,
+        *,
+        patterns: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["patterns", b"patterns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AllowedModels: _TypeAlias = AllowedModels  # noqa: Y015
+
+@_typing.final
+class RotateKeyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    OVERLAP_SECONDS_FIELD_NUMBER: _builtins.int
+    key_id: _builtins.str
+    overlap_seconds: _builtins.int
+    """0 to 2,592,000 (30 days). 0: the texts before end now."""
+    def __init__(
+        self,
+        *,
+        key_id: _builtins.str = ...,
+        overlap_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "overlap_seconds", b"overlap_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RotateKeyRequest: _TypeAlias = RotateKeyRequest  # noqa: Y015
 
 @_typing.final
 class CreateKeyRequest(_message.Message):
@@ -347,12 +518,24 @@ class Budget(_message.Message):
         WINDOW_TOTAL: Budget._Window.ValueType  # 1
         WINDOW_MONTH: Budget._Window.ValueType  # 2
         """Calendar month in `time_zone`."""
+        WINDOW_MINUTE: Budget._Window.ValueType  # 3
+        WINDOW_HOUR: Budget._Window.ValueType  # 4
+        WINDOW_DAY: Budget._Window.ValueType  # 5
+        """Calendar day in `time_zone`."""
+        WINDOW_WEEK: Budget._Window.ValueType  # 6
+        """From Monday on, in `time_zone`."""
 
     class Window(_Window, metaclass=_WindowEnumTypeWrapper): ...
     WINDOW_UNSPECIFIED: Budget.Window.ValueType  # 0
     WINDOW_TOTAL: Budget.Window.ValueType  # 1
     WINDOW_MONTH: Budget.Window.ValueType  # 2
     """Calendar month in `time_zone`."""
+    WINDOW_MINUTE: Budget.Window.ValueType  # 3
+    WINDOW_HOUR: Budget.Window.ValueType  # 4
+    WINDOW_DAY: Budget.Window.ValueType  # 5
+    """Calendar day in `time_zone`."""
+    WINDOW_WEEK: Budget.Window.ValueType  # 6
+    """From Monday on, in `time_zone`."""
 
     ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
@@ -365,13 +548,16 @@ class Budget(_message.Message):
     HELD_NANO_USD_FIELD_NUMBER: _builtins.int
     SUSPENSE_NANO_USD_FIELD_NUMBER: _builtins.int
     RESETS_AT_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    SOFT_PERCENTS_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     account_id: _builtins.str
-    """Exactly one: an organisation, a team or a key."""
+    """Exactly one: an organisation, a team, a key or a pool."""
     window: Global___Budget.Window.ValueType
     time_zone: _builtins.str
-    """IANA name. Default "UTC"."""
+    """IANA name. Default "UTC". Minutes and hours are the same in every zone."""
     limit_nano_usd: _builtins.int
     """No value together with `unlimited`; 0 is a limit."""
     unlimited: _builtins.bool
@@ -379,9 +565,17 @@ class Budget(_message.Message):
     """The window that is open now."""
     held_nano_usd: _builtins.int
     suspense_nano_usd: _builtins.int
+    closed: _builtins.bool
+    """It limits nothing any more."""
     @_builtins.property
     def resets_at(self) -> _timestamp_pb2.Timestamp:
         """Absent: never (a total)."""
+
+    @_builtins.property
+    def scope(self) -> Global___Scope: ...
+    @_builtins.property
+    def soft_percents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Per cent of the limit at which it warns, ascending."""
 
     def __init__(
         self,
@@ -397,16 +591,73 @@ class Budget(_message.Message):
         held_nano_usd: _builtins.int = ...,
         suspense_nano_usd: _builtins.int = ...,
         resets_at: _timestamp_pb2.Timestamp | None = ...,
+        scope: Global___Scope | None = ...,
+        soft_percents: _abc.Iterable[_builtins.int] | None = ...,
+        closed: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at", "resets_at", b"resets_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at", "resets_at", b"resets_at", "scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at", "account_id", b"account_id", "held_nano_usd", b"held_nano_usd", "id", b"id", "limit_nano_usd", b"limit_nano_usd", "name", b"name", "posted_nano_usd", b"posted_nano_usd", "resets_at", b"resets_at", "suspense_nano_usd", b"suspense_nano_usd", "time_zone", b"time_zone", "unlimited", b"unlimited", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at", "account_id", b"account_id", "closed", b"closed", "held_nano_usd", b"held_nano_usd", "id", b"id", "limit_nano_usd", b"limit_nano_usd", "name", b"name", "posted_nano_usd", b"posted_nano_usd", "resets_at", b"resets_at", "scope", b"scope", "soft_percents", b"soft_percents", "suspense_nano_usd", b"suspense_nano_usd", "time_zone", b"time_zone", "unlimited", b"unlimited", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__resets_at: _TypeAlias = _typing.Literal["resets_at"]  # noqa: Y015
     _WhichOneofArgType__resets_at: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resets_at) -> _WhichOneofReturnType__resets_at | None: ...
 
 Global___Budget: _TypeAlias = Budget  # noqa: Y015
+
+@_typing.final
+class Scope(_message.Message):
+    """What a budget, limit or grant applies to; an empty list: everything."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PROVIDERS_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names; `*` stands for any characters."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """All of these are among the request's."""
+
+    def __init__(
+        self,
+        *,
+        providers: _abc.Iterable[_builtins.str] | None = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "providers", b"providers", "tags", b"tags"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Scope: _TypeAlias = Scope  # noqa: Y015
 
 @_typing.final
 class SetBudgetRequest(_message.Message):
@@ -418,12 +669,24 @@ class SetBudgetRequest(_message.Message):
     TIME_ZONE_FIELD_NUMBER: _builtins.int
     LIMIT_NANO_USD_FIELD_NUMBER: _builtins.int
     UNLIMITED_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    SOFT_PERCENTS_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     window: Global___Budget.Window.ValueType
+    """Of a budget that is there: the same, or unspecified."""
     name: _builtins.str
+    """1 to 64 of [a-z0-9-], unique in its account. Default: the window's name."""
     time_zone: _builtins.str
     limit_nano_usd: _builtins.int
     unlimited: _builtins.bool
+    @_builtins.property
+    def scope(self) -> Global___Scope:
+        """Absent in a budget that is there: stays. Absent in a new one: everything."""
+
+    @_builtins.property
+    def soft_percents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """At most 8 of 1 to 100, ascending. Empty: 50, 80, 100."""
+
     def __init__(
         self,
         *,
@@ -433,16 +696,535 @@ class SetBudgetRequest(_message.Message):
         time_zone: _builtins.str = ...,
         limit_nano_usd: _builtins.int = ...,
         unlimited: _builtins.bool = ...,
+        scope: Global___Scope | None = ...,
+        soft_percents: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "limit_nano_usd", b"limit_nano_usd", "unlimited", b"unlimited"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_scope", b"_scope", "limit", b"limit", "limit_nano_usd", b"limit_nano_usd", "scope", b"scope", "unlimited", b"unlimited"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "limit", b"limit", "limit_nano_usd", b"limit_nano_usd", "name", b"name", "time_zone", b"time_zone", "unlimited", b"unlimited", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_scope", b"_scope", "account_id", b"account_id", "limit", b"limit", "limit_nano_usd", b"limit_nano_usd", "name", b"name", "scope", b"scope", "soft_percents", b"soft_percents", "time_zone", b"time_zone", "unlimited", b"unlimited", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__scope: _TypeAlias = _typing.Literal["scope"]  # noqa: Y015
+    _WhichOneofArgType__scope: _TypeAlias = _typing.Literal["_scope", b"_scope"]  # noqa: Y015
     _WhichOneofReturnType_limit: _TypeAlias = _typing.Literal["limit_nano_usd", "unlimited"]  # noqa: Y015
     _WhichOneofArgType_limit: _TypeAlias = _typing.Literal["limit", b"limit"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scope) -> _WhichOneofReturnType__scope | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_limit) -> _WhichOneofReturnType_limit | None: ...
 
 Global___SetBudgetRequest: _TypeAlias = SetBudgetRequest  # noqa: Y015
+
+@_typing.final
+class CloseBudgetRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUDGET_ID_FIELD_NUMBER: _builtins.int
+    budget_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        budget_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget_id", b"budget_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseBudgetRequest: _TypeAlias = CloseBudgetRequest  # noqa: Y015
+
+@_typing.final
+class RateLimit(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Unit:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _UnitEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RateLimit._Unit.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        UNIT_UNSPECIFIED: RateLimit._Unit.ValueType  # 0
+        UNIT_REQUESTS: RateLimit._Unit.ValueType  # 1
+        UNIT_TOKENS: RateLimit._Unit.ValueType  # 2
+        """Input and output tokens."""
+        UNIT_IN_FLIGHT: RateLimit._Unit.ValueType  # 3
+        """Attempts that hold now. Its window is WINDOW_TOTAL."""
+
+    class Unit(_Unit, metaclass=_UnitEnumTypeWrapper): ...
+    UNIT_UNSPECIFIED: RateLimit.Unit.ValueType  # 0
+    UNIT_REQUESTS: RateLimit.Unit.ValueType  # 1
+    UNIT_TOKENS: RateLimit.Unit.ValueType  # 2
+    """Input and output tokens."""
+    UNIT_IN_FLIGHT: RateLimit.Unit.ValueType  # 3
+    """Attempts that hold now. Its window is WINDOW_TOTAL."""
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    RESETS_AT_FIELD_NUMBER: _builtins.int
+    CLOSED_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    name: _builtins.str
+    account_id: _builtins.str
+    """An organisation, a team, a key or a pool."""
+    unit: Global___RateLimit.Unit.ValueType
+    window: Global___Budget.Window.ValueType
+    limit: _builtins.int
+    used: _builtins.int
+    """Posted and held in the window that is open now."""
+    closed: _builtins.bool
+    @_builtins.property
+    def scope(self) -> Global___Scope: ...
+    @_builtins.property
+    def resets_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        unit: Global___RateLimit.Unit.ValueType = ...,
+        window: Global___Budget.Window.ValueType = ...,
+        limit: _builtins.int = ...,
+        used: _builtins.int = ...,
+        scope: Global___Scope | None = ...,
+        resets_at: _timestamp_pb2.Timestamp | None = ...,
+        closed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at", "resets_at", b"resets_at", "scope", b"scope"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at", "account_id", b"account_id", "closed", b"closed", "id", b"id", "limit", b"limit", "name", b"name", "resets_at", b"resets_at", "scope", b"scope", "unit", b"unit", "used", b"used", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__resets_at: _TypeAlias = _typing.Literal["resets_at"]  # noqa: Y015
+    _WhichOneofArgType__resets_at: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resets_at) -> _WhichOneofReturnType__resets_at | None: ...
+
+Global___RateLimit: _TypeAlias = RateLimit  # noqa: Y015
+
+@_typing.final
+class SetRateLimitRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    unit: Global___RateLimit.Unit.ValueType
+    window: Global___Budget.Window.ValueType
+    limit: _builtins.int
+    """0 to 10^15."""
+    name: _builtins.str
+    """Default: "<unit>-<window>"."""
+    time_zone: _builtins.str
+    @_builtins.property
+    def scope(self) -> Global___Scope: ...
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        unit: Global___RateLimit.Unit.ValueType = ...,
+        window: Global___Budget.Window.ValueType = ...,
+        limit: _builtins.int = ...,
+        name: _builtins.str = ...,
+        scope: Global___Scope | None = ...,
+        time_zone: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_scope", b"_scope", "scope", b"scope"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_scope", b"_scope", "account_id", b"account_id", "limit", b"limit", "name", b"name", "scope", b"scope", "time_zone", b"time_zone", "unit", b"unit", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__scope: _TypeAlias = _typing.Literal["scope"]  # noqa: Y015
+    _WhichOneofArgType__scope: _TypeAlias = _typing.Literal["_scope", b"_scope"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scope) -> _WhichOneofReturnType__scope | None: ...
+
+Global___SetRateLimitRequest: _TypeAlias = SetRateLimitRequest  # noqa: Y015
+
+@_typing.final
+class ListRateLimitsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Empty: all."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRateLimitsRequest: _TypeAlias = ListRateLimitsRequest  # noqa: Y015
+
+@_typing.final
+class ListRateLimitsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMITS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___RateLimit]: ...
+    def __init__(
+        self,
+        *,
+        limits: _abc.Iterable[Global___RateLimit] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRateLimitsResponse: _TypeAlias = ListRateLimitsResponse  # noqa: Y015
+
+@_typing.final
+class CloseRateLimitRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_ID_FIELD_NUMBER: _builtins.int
+    limit_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        limit_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit_id", b"limit_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseRateLimitRequest: _TypeAlias = CloseRateLimitRequest  # noqa: Y015
+
+@_typing.final
+class Grant(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    GRANT_KEY_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
+    STARTS_AT_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    COMMERCIAL_USE_FIELD_NUMBER: _builtins.int
+    POSTED_NANO_USD_FIELD_NUMBER: _builtins.int
+    HELD_NANO_USD_FIELD_NUMBER: _builtins.int
+    SUSPENSE_NANO_USD_FIELD_NUMBER: _builtins.int
+    LAPSED_NANO_USD_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    grant_key: _builtins.str
+    account_id: _builtins.str
+    name: _builtins.str
+    reason: _builtins.str
+    amount_nano_usd: _builtins.int
+    commercial_use: _builtins.bool
+    """False: a free tier, of no use to commercial accounts."""
+    posted_nano_usd: _builtins.int
+    held_nano_usd: _builtins.int
+    suspense_nano_usd: _builtins.int
+    lapsed_nano_usd: _builtins.int
+    @_builtins.property
+    def starts_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """Absent: never."""
+
+    @_builtins.property
+    def scope(self) -> Global___Scope: ...
+    @_builtins.property
+    def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        grant_key: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        amount_nano_usd: _builtins.int = ...,
+        starts_at: _timestamp_pb2.Timestamp | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        scope: Global___Scope | None = ...,
+        commercial_use: _builtins.bool = ...,
+        posted_nano_usd: _builtins.int = ...,
+        held_nano_usd: _builtins.int = ...,
+        suspense_nano_usd: _builtins.int = ...,
+        lapsed_nano_usd: _builtins.int = ...,
+        created_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "created_at", b"created_at", "expires_at", b"expires_at", "scope", b"scope", "starts_at", b"starts_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "account_id", b"account_id", "amount_nano_usd", b"amount_nano_usd", "commercial_use", b"commercial_use", "created_at", b"created_at", "expires_at", b"expires_at", "grant_key", b"grant_key", "held_nano_usd", b"held_nano_usd", "id", b"id", "lapsed_nano_usd", b"lapsed_nano_usd", "name", b"name", "posted_nano_usd", b"posted_nano_usd", "reason", b"reason", "scope", b"scope", "starts_at", b"starts_at", "suspense_nano_usd", b"suspense_nano_usd"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
+    _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
+
+Global___Grant: _TypeAlias = Grant  # noqa: Y015
+
+@_typing.final
+class CreateGrantRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANT_KEY_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
+    STARTS_AT_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    COMMERCIAL_USE_FIELD_NUMBER: _builtins.int
+    grant_key: _builtins.str
+    """Of the caller's choosing, 1 to 128 characters; same key and same fields: the grant that is there."""
+    account_id: _builtins.str
+    """An organisation, a team, a key or a pool."""
+    name: _builtins.str
+    reason: _builtins.str
+    amount_nano_usd: _builtins.int
+    """1 to 10^15."""
+    commercial_use: _builtins.bool
+    @_builtins.property
+    def starts_at(self) -> _timestamp_pb2.Timestamp:
+        """Absent: now."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """After starts_at. Absent: never."""
+
+    @_builtins.property
+    def scope(self) -> Global___Scope: ...
+    def __init__(
+        self,
+        *,
+        grant_key: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        amount_nano_usd: _builtins.int = ...,
+        starts_at: _timestamp_pb2.Timestamp | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        scope: Global___Scope | None = ...,
+        commercial_use: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_starts_at", b"_starts_at", "expires_at", b"expires_at", "scope", b"scope", "starts_at", b"starts_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_starts_at", b"_starts_at", "account_id", b"account_id", "amount_nano_usd", b"amount_nano_usd", "commercial_use", b"commercial_use", "expires_at", b"expires_at", "grant_key", b"grant_key", "name", b"name", "reason", b"reason", "scope", b"scope", "starts_at", b"starts_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
+    _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
+    _WhichOneofReturnType__starts_at: _TypeAlias = _typing.Literal["starts_at"]  # noqa: Y015
+    _WhichOneofArgType__starts_at: _TypeAlias = _typing.Literal["_starts_at", b"_starts_at"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__starts_at) -> _WhichOneofReturnType__starts_at | None: ...
+
+Global___CreateGrantRequest: _TypeAlias = CreateGrantRequest  # noqa: Y015
+
+@_typing.final
+class ListGrantsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """Empty: all."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGrantsRequest: _TypeAlias = ListGrantsRequest  # noqa: Y015
+
+@_typing.final
+class ListGrantsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___Grant]: ...
+    def __init__(
+        self,
+        *,
+        grants: _abc.Iterable[Global___Grant] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grants", b"grants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListGrantsResponse: _TypeAlias = ListGrantsResponse  # noqa: Y015
+
+@_typing.final
+class EndGrantRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANT_ID_FIELD_NUMBER: _builtins.int
+    grant_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        grant_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["grant_id", b"grant_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndGrantRequest: _TypeAlias = EndGrantRequest  # noqa: Y015
+
+@_typing.final
+class Pool(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    PROVIDERS_FIELD_NUMBER: _builtins.int
+    PREPAID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    name: _builtins.str
+    prepaid: _builtins.bool
+    """Nothing is sent beyond its usable credit (its grants)."""
+    @_builtins.property
+    def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        providers: _abc.Iterable[_builtins.str] | None = ...,
+        prepaid: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name", "prepaid", b"prepaid", "providers", b"providers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pool: _TypeAlias = Pool  # noqa: Y015
+
+@_typing.final
+class SetPoolRequest(_message.Message):
+    """Creates or changes it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PROVIDERS_FIELD_NUMBER: _builtins.int
+    PREPAID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """1 to 64 of [a-z0-9-]."""
+    prepaid: _builtins.bool
+    @_builtins.property
+    def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the catalogue, 1 to 64; each in one pool only."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        providers: _abc.Iterable[_builtins.str] | None = ...,
+        prepaid: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "prepaid", b"prepaid", "providers", b"providers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPoolRequest: _TypeAlias = SetPoolRequest  # noqa: Y015
+
+@_typing.final
+class ListPoolsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPoolsRequest: _TypeAlias = ListPoolsRequest  # noqa: Y015
+
+@_typing.final
+class ListPoolsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pool]: ...
+    def __init__(
+        self,
+        *,
+        pools: _abc.Iterable[Global___Pool] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pools", b"pools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListPoolsResponse: _TypeAlias = ListPoolsResponse  # noqa: Y015
+
+@_typing.final
+class AdjustRequest(_message.Message):
+    """Exactly one of account and reservation. On an account: every open money budget of it and of the levels
+    above. On a reservation: the buckets and grants that it lay in.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
+    ADJUSTMENT_KEY_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    reservation_id: _builtins.str
+    amount_nano_usd: _builtins.int
+    """Negative: gives back, at most what was posted. Never 0."""
+    adjustment_key: _builtins.str
+    """Of the caller's choosing, 1 to 128 characters; same key and same fields: the entry that is there."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        reservation_id: _builtins.str = ...,
+        amount_nano_usd: _builtins.int = ...,
+        adjustment_key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "adjustment_key", b"adjustment_key", "amount_nano_usd", b"amount_nano_usd", "reservation_id", b"reservation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdjustRequest: _TypeAlias = AdjustRequest  # noqa: Y015
 
 @_typing.final
 class ListBudgetsRequest(_message.Message):
@@ -483,139 +1265,6 @@ class ListBudgetsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListBudgetsResponse: _TypeAlias = ListBudgetsResponse  # noqa: Y015
-
-@_typing.final
-class Entry(_message.Message):
-    """One movement. Append-only."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ID_FIELD_NUMBER: _builtins.int
-    AT_FIELD_NUMBER: _builtins.int
-    OPERATION_FIELD_NUMBER: _builtins.int
-    RESERVATION_ID_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    ATTEMPT_FIELD_NUMBER: _builtins.int
-    KEY_ID_FIELD_NUMBER: _builtins.int
-    PROVIDER_FIELD_NUMBER: _builtins.int
-    MODEL_FIELD_NUMBER: _builtins.int
-    POSTED_NANO_USD_FIELD_NUMBER: _builtins.int
-    HELD_DELTA_NANO_USD_FIELD_NUMBER: _builtins.int
-    SUSPENSE_DELTA_NANO_USD_FIELD_NUMBER: _builtins.int
-    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
-    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
-    ESTIMATED_FIELD_NUMBER: _builtins.int
-    OVERAGE_FIELD_NUMBER: _builtins.int
-    LATE_FIELD_NUMBER: _builtins.int
-    OUTCOME_FIELD_NUMBER: _builtins.int
-    TRACE_ID_FIELD_NUMBER: _builtins.int
-    id: _builtins.int
-    operation: _builtins.str
-    """"reserve", "settle", "void", "expire", "late_settle"."""
-    reservation_id: _builtins.str
-    request_id: _builtins.str
-    attempt: _builtins.int
-    key_id: _builtins.str
-    provider: _builtins.str
-    model: _builtins.str
-    posted_nano_usd: _builtins.int
-    """What was posted by it; 0 for a reserve or a void."""
-    held_delta_nano_usd: _builtins.int
-    suspense_delta_nano_usd: _builtins.int
-    prompt_tokens: _builtins.int
-    completion_tokens: _builtins.int
-    estimated: _builtins.bool
-    overage: _builtins.bool
-    late: _builtins.bool
-    outcome: _builtins.str
-    trace_id: _builtins.str
-    @_builtins.property
-    def at(self) -> _timestamp_pb2.Timestamp: ...
-    def __init__(
-        self,
-        *,
-        id: _builtins.int = ...,
-        at: _timestamp_pb2.Timestamp | None = ...,
-        operation: _builtins.str = ...,
-        reservation_id: _builtins.str = ...,
-        request_id: _builtins.str = ...,
-        attempt: _builtins.int = ...,
-        key_id: _builtins.str = ...,
-        provider: _builtins.str = ...,
-        model: _builtins.str = ...,
-        posted_nano_usd: _builtins.int = ...,
-        held_delta_nano_usd: _builtins.int = ...,
-        suspense_delta_nano_usd: _builtins.int = ...,
-        prompt_tokens: _builtins.int = ...,
-        completion_tokens: _builtins.int = ...,
-        estimated: _builtins.bool = ...,
-        overage: _builtins.bool = ...,
-        late: _builtins.bool = ...,
-        outcome: _builtins.str = ...,
-        trace_id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempt", b"attempt", "completion_tokens", b"completion_tokens", "estimated", b"estimated", "held_delta_nano_usd", b"held_delta_nano_usd", "id", b"id", "key_id", b"key_id", "late", b"late", "model", b"model", "operation", b"operation", "outcome", b"outcome", "overage", b"overage", "posted_nano_usd", b"posted_nano_usd", "prompt_tokens", b"prompt_tokens", "provider", b"provider", "request_id", b"request_id", "reservation_id", b"reservation_id", "suspense_delta_nano_usd", b"suspense_delta_nano_usd", "trace_id", b"trace_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Entry: _TypeAlias = Entry  # noqa: Y015
-
-@_typing.final
-class ListEntriesRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    KEY_ID_FIELD_NUMBER: _builtins.int
-    PAGE_SIZE_FIELD_NUMBER: _builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    request_id: _builtins.str
-    key_id: _builtins.str
-    page_size: _builtins.int
-    """1 to 1000; default 100."""
-    page_token: _builtins.str
-    """From the answer before."""
-    def __init__(
-        self,
-        *,
-        request_id: _builtins.str = ...,
-        key_id: _builtins.str = ...,
-        page_size: _builtins.int = ...,
-        page_token: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "page_size", b"page_size", "page_token", b"page_token", "request_id", b"request_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListEntriesRequest: _TypeAlias = ListEntriesRequest  # noqa: Y015
-
-@_typing.final
-class ListEntriesResponse(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    ENTRIES_FIELD_NUMBER: _builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    next_page_token: _builtins.str
-    @_builtins.property
-    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]:
-        """Newest first."""
-
-    def __init__(
-        self,
-        *,
-        entries: _abc.Iterable[Global___Entry] | None = ...,
-        next_page_token: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListEntriesResponse: _TypeAlias = ListEntriesResponse  # noqa: Y015
 
 @_typing.final
 class GetUsageRequest(_message.Message):
@@ -726,3 +1375,449 @@ class GetUsageResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetUsageResponse: _TypeAlias = GetUsageResponse  # noqa: Y015
+
+@_typing.final
+class ReconcileRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def options(self) -> Global___ReconcileOptions: ...
+    @_builtins.property
+    def rows(self) -> Global___ReportedRows: ...
+    def __init__(
+        self,
+        *,
+        options: Global___ReconcileOptions | None = ...,
+        rows: Global___ReportedRows | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "options", b"options", "rows", b"rows"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "options", b"options", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["options", "rows"]  # noqa: Y015
+    _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
+
+Global___ReconcileRequest: _TypeAlias = ReconcileRequest  # noqa: Y015
+
+@_typing.final
+class ReconcileOptions(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    ACCOUNTS_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    provider: _builtins.str
+    """As it stands in the entries: "openai"."""
+    dry_run: _builtins.bool
+    """Work it out and report it; change nothing."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """UTC days, [since, until), that the export covers in full."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReportedAccount]:
+        """Which of our accounts stand behind the provider's project or key; none: all of the provider's
+        entries, whoever made them.
+        """
+
+    def __init__(
+        self,
+        *,
+        provider: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+        accounts: _abc.Iterable[Global___ReportedAccount] | None = ...,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "dry_run", b"dry_run", "provider", b"provider", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReconcileOptions: _TypeAlias = ReconcileOptions  # noqa: Y015
+
+@_typing.final
+class ReportedAccount(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """The provider's ids; empty: any."""
+    key: _builtins.str
+    account_id: _builtins.str
+    """An organisation, team or key of ours."""
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        key: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "key", b"key", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportedAccount: _TypeAlias = ReportedAccount  # noqa: Y015
+
+@_typing.final
+class ReportedRows(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReportedRow]: ...
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[Global___ReportedRow] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportedRows: _TypeAlias = ReportedRows  # noqa: Y015
+
+@_typing.final
+class ReportedRow(_message.Message):
+    """What the provider says of one day, model, project and key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAY_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROJECT_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    CACHED_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    project: _builtins.str
+    key: _builtins.str
+    requests: _builtins.int
+    prompt_tokens: _builtins.int
+    cached_prompt_tokens: _builtins.int
+    completion_tokens: _builtins.int
+    amount_nano_usd: _builtins.int
+    """What it billed; absent where the export has only usage: then priced by `price` of the catalogue's
+    model at import.
+    """
+    @_builtins.property
+    def day(self) -> _timestamp_pb2.Timestamp:
+        """Start of the UTC day."""
+
+    def __init__(
+        self,
+        *,
+        day: _timestamp_pb2.Timestamp | None = ...,
+        model: _builtins.str = ...,
+        project: _builtins.str = ...,
+        key: _builtins.str = ...,
+        requests: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        cached_prompt_tokens: _builtins.int = ...,
+        completion_tokens: _builtins.int = ...,
+        amount_nano_usd: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount_nano_usd", b"_amount_nano_usd", "amount_nano_usd", b"amount_nano_usd", "day", b"day"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount_nano_usd", b"_amount_nano_usd", "amount_nano_usd", b"amount_nano_usd", "cached_prompt_tokens", b"cached_prompt_tokens", "completion_tokens", b"completion_tokens", "day", b"day", "key", b"key", "model", b"model", "project", b"project", "prompt_tokens", b"prompt_tokens", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__amount_nano_usd: _TypeAlias = _typing.Literal["amount_nano_usd"]  # noqa: Y015
+    _WhichOneofArgType__amount_nano_usd: _TypeAlias = _typing.Literal["_amount_nano_usd", b"_amount_nano_usd"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__amount_nano_usd) -> _WhichOneofReturnType__amount_nano_usd | None: ...
+
+Global___ReportedRow: _TypeAlias = ReportedRow  # noqa: Y015
+
+@_typing.final
+class ReconcileResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_DONE_FIELD_NUMBER: _builtins.int
+    ROWS_TOTAL_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    rows_done: _builtins.int
+    rows_total: _builtins.int
+    @_builtins.property
+    def report(self) -> Global___ReconcileReport:
+        """In the last message."""
+
+    def __init__(
+        self,
+        *,
+        rows_done: _builtins.int = ...,
+        rows_total: _builtins.int = ...,
+        report: Global___ReconcileReport | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_report", b"_report", "report", b"report"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_report", b"_report", "report", b"report", "rows_done", b"rows_done", "rows_total", b"rows_total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__report: _TypeAlias = _typing.Literal["report"]  # noqa: Y015
+    _WhichOneofArgType__report: _TypeAlias = _typing.Literal["_report", b"_report"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__report) -> _WhichOneofReturnType__report | None: ...
+
+Global___ReconcileResponse: _TypeAlias = ReconcileResponse  # noqa: Y015
+
+@_typing.final
+class ReconcileReport(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRIFTS_FIELD_NUMBER: _builtins.int
+    SUSPENSE_RESOLVED_FIELD_NUMBER: _builtins.int
+    ESTIMATES_ADJUSTED_FIELD_NUMBER: _builtins.int
+    ADJUSTED_NANO_USD_FIELD_NUMBER: _builtins.int
+    suspense_resolved: _builtins.int
+    estimates_adjusted: _builtins.int
+    adjusted_nano_usd: _builtins.int
+    """Sum of the adjusting entries."""
+    @_builtins.property
+    def drifts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Drift]: ...
+    def __init__(
+        self,
+        *,
+        drifts: _abc.Iterable[Global___Drift] | None = ...,
+        suspense_resolved: _builtins.int = ...,
+        estimates_adjusted: _builtins.int = ...,
+        adjusted_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adjusted_nano_usd", b"adjusted_nano_usd", "drifts", b"drifts", "estimates_adjusted", b"estimates_adjusted", "suspense_resolved", b"suspense_resolved"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReconcileReport: _TypeAlias = ReconcileReport  # noqa: Y015
+
+@_typing.final
+class Drift(_message.Message):
+    """One day and model (and account, where accounts were given)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAY_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    REPORTED_NANO_USD_FIELD_NUMBER: _builtins.int
+    POSTED_BEFORE_NANO_USD_FIELD_NUMBER: _builtins.int
+    POSTED_AFTER_NANO_USD_FIELD_NUMBER: _builtins.int
+    SUSPENSE_BEFORE_NANO_USD_FIELD_NUMBER: _builtins.int
+    DRIFT_NANO_USD_FIELD_NUMBER: _builtins.int
+    REPORTED_REQUESTS_FIELD_NUMBER: _builtins.int
+    POSTED_REQUESTS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    account_id: _builtins.str
+    reported_nano_usd: _builtins.int
+    posted_before_nano_usd: _builtins.int
+    """What was posted before, and what is after."""
+    posted_after_nano_usd: _builtins.int
+    suspense_before_nano_usd: _builtins.int
+    drift_nano_usd: _builtins.int
+    """reported - posted_after: what no entry explains."""
+    reported_requests: _builtins.int
+    posted_requests: _builtins.int
+    @_builtins.property
+    def day(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        day: _timestamp_pb2.Timestamp | None = ...,
+        model: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        reported_nano_usd: _builtins.int = ...,
+        posted_before_nano_usd: _builtins.int = ...,
+        posted_after_nano_usd: _builtins.int = ...,
+        suspense_before_nano_usd: _builtins.int = ...,
+        drift_nano_usd: _builtins.int = ...,
+        reported_requests: _builtins.int = ...,
+        posted_requests: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["day", b"day"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "day", b"day", "drift_nano_usd", b"drift_nano_usd", "model", b"model", "posted_after_nano_usd", b"posted_after_nano_usd", "posted_before_nano_usd", b"posted_before_nano_usd", "posted_requests", b"posted_requests", "reported_nano_usd", b"reported_nano_usd", "reported_requests", b"reported_requests", "suspense_before_nano_usd", b"suspense_before_nano_usd"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Drift: _TypeAlias = Drift  # noqa: Y015
+
+@_typing.final
+class Alert(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    DETAIL_JSON_FIELD_NUMBER: _builtins.int
+    DELIVERED_FIELD_NUMBER: _builtins.int
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    kind: _builtins.str
+    """"budget_threshold", "budget_exhaustion_forecast", "overage", "late_settle", "suspense_old", "drift",
+    "grant_expiring", "test".
+    """
+    account_id: _builtins.str
+    message: _builtins.str
+    detail_json: _builtins.str
+    delivered: _builtins.int
+    """Webhooks that took it, of those that there are."""
+    deliveries: _builtins.int
+    last_error: _builtins.str
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        account_id: _builtins.str = ...,
+        message: _builtins.str = ...,
+        detail_json: _builtins.str = ...,
+        delivered: _builtins.int = ...,
+        deliveries: _builtins.int = ...,
+        last_error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "at", b"at", "delivered", b"delivered", "deliveries", b"deliveries", "detail_json", b"detail_json", "id", b"id", "kind", b"kind", "last_error", b"last_error", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alert: _TypeAlias = Alert  # noqa: Y015
+
+@_typing.final
+class ListAlertsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    account_id: _builtins.str
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "kind", b"kind", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAlertsRequest: _TypeAlias = ListAlertsRequest  # noqa: Y015
+
+@_typing.final
+class ListAlertsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALERTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alert]: ...
+    def __init__(
+        self,
+        *,
+        alerts: _abc.Iterable[Global___Alert] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAlertsResponse: _TypeAlias = ListAlertsResponse  # noqa: Y015
+
+@_typing.final
+class TestAlertsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TestAlertsRequest: _TypeAlias = TestAlertsRequest  # noqa: Y015
+
+@_typing.final
+class TestAlertsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivery]: ...
+    def __init__(
+        self,
+        *,
+        deliveries: _abc.Iterable[Global___Delivery] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TestAlertsResponse: _TypeAlias = TestAlertsResponse  # noqa: Y015
+
+@_typing.final
+class Delivery(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """The webhook's address without its path and query: those may hold a secret."""
+    shape: _builtins.str
+    status: _builtins.int
+    error: _builtins.str
+    """Empty: it was taken."""
+    seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        shape: _builtins.str = ...,
+        status: _builtins.int = ...,
+        error: _builtins.str = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "host", b"host", "seconds", b"seconds", "shape", b"shape", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Delivery: _TypeAlias = Delivery  # noqa: Y015

@@ -27,7 +27,10 @@ if _version_not_supported:
 
 
 class AdminServiceStub(object):
-    """Missing associated documentation comment in .proto file."""
+    """Each change is an entry of its own ("configure") with who made it and why: `x-penstock-actor` and
+    `x-penstock-reason` of the call's metadata (1 to 128 and 0 to 512 characters; the actor defaults to
+    "admin"). With `x-penstock-dry-run: 1` a change is checked and answered as it would be, and not made.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -38,6 +41,11 @@ class AdminServiceStub(object):
         self.CreateAccount = channel.unary_unary(
                 '/penstock.quota.v1.AdminService/CreateAccount',
                 request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.CreateAccountRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Account.FromString,
+                _registered_method=True)
+        self.UpdateAccount = channel.unary_unary(
+                '/penstock.quota.v1.AdminService/UpdateAccount',
+                request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.UpdateAccountRequest.SerializeToString,
                 response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Account.FromString,
                 _registered_method=True)
         self.ListAccounts = channel.unary_unary(
@@ -65,6 +73,16 @@ class AdminServiceStub(object):
                 request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.RevokeKeyRequest.SerializeToString,
                 response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Key.FromString,
                 _registered_method=True)
+        self.UpdateKey = channel.unary_unary(
+                '/penstock.quota.v1.AdminService/UpdateKey',
+                request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.UpdateKeyRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Key.FromString,
+                _registered_method=True)
+        self.RotateKey = channel.unary_unary(
+                '/penstock.quota.v1.AdminService/RotateKey',
+                request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.RotateKeyRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.CreateKeyResponse.FromString,
+                _registered_method=True)
         self.SetBudget = channel.unary_unary(
                 '/penstock.quota.v1.AdminService/SetBudget',
                 request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.SetBudgetRequest.SerializeToString,
@@ -75,10 +93,75 @@ class AdminServiceStub(object):
                 request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListBudgetsRequest.SerializeToString,
                 response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListBudgetsResponse.FromString,
                 _registered_method=True)
+        self.CloseBudget = channel.unary_unary(
+                '/penstock.quota.v1.AdminService/CloseBudget',
+                request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.CloseBudgetRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Budget.FromString,
+                _registered_method=True)
+        self.SetRateLimit = channel.unary_unary(
+                '/penstock.quota.v1.AdminService/SetRateLimit',
+                request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.SetRateLimitRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.RateLimit.FromString,
+                _registered_method=True)
+        self.ListRateLimits = channel.unary_unary(
+                '/penstock.quota.v1.AdminService/ListRateLimits',
+                request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListRateLimitsRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListRateLimitsResponse.FromString,
+                _registered_method=True)
+        self.CloseRateLimit = channel.unary_unary(
+                '/penstock.quota.v1.AdminService/CloseRateLimit',
+                request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.CloseRateLimitRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.RateLimit.FromString,
+                _registered_method=True)
+        self.CreateGrant = channel.unary_unary(
+                '/penstock.quota.v1.AdminService/CreateGrant',
+                request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.CreateGrantRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Grant.FromString,
+                _registered_method=True)
+        self.ListGrants = channel.unary_unary(
+                '/penstock.quota.v1.AdminService/ListGrants',
+                request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListGrantsRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListGrantsResponse.FromString,
+                _registered_method=True)
+        self.EndGrant = channel.unary_unary(
+                '/penstock.quota.v1.AdminService/EndGrant',
+                request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.EndGrantRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Grant.FromString,
+                _registered_method=True)
+        self.SetPool = channel.unary_unary(
+                '/penstock.quota.v1.AdminService/SetPool',
+                request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.SetPoolRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Pool.FromString,
+                _registered_method=True)
+        self.ListPools = channel.unary_unary(
+                '/penstock.quota.v1.AdminService/ListPools',
+                request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListPoolsRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListPoolsResponse.FromString,
+                _registered_method=True)
+        self.Adjust = channel.unary_unary(
+                '/penstock.quota.v1.AdminService/Adjust',
+                request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.AdjustRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.Entry.FromString,
+                _registered_method=True)
+        self.Reconcile = channel.stream_stream(
+                '/penstock.quota.v1.AdminService/Reconcile',
+                request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ReconcileRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ReconcileResponse.FromString,
+                _registered_method=True)
+        self.ListAlerts = channel.unary_unary(
+                '/penstock.quota.v1.AdminService/ListAlerts',
+                request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListAlertsRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListAlertsResponse.FromString,
+                _registered_method=True)
+        self.TestAlerts = channel.unary_unary(
+                '/penstock.quota.v1.AdminService/TestAlerts',
+                request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.TestAlertsRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.TestAlertsResponse.FromString,
+                _registered_method=True)
         self.ListEntries = channel.unary_unary(
                 '/penstock.quota.v1.AdminService/ListEntries',
-                request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListEntriesRequest.SerializeToString,
-                response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListEntriesResponse.FromString,
+                request_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ListEntriesRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ListEntriesResponse.FromString,
                 _registered_method=True)
         self.GetUsage = channel.unary_unary(
                 '/penstock.quota.v1.AdminService/GetUsage',
@@ -93,9 +176,18 @@ class AdminServiceStub(object):
 
 
 class AdminServiceServicer(object):
-    """Missing associated documentation comment in .proto file."""
+    """Each change is an entry of its own ("configure") with who made it and why: `x-penstock-actor` and
+    `x-penstock-reason` of the call's metadata (1 to 128 and 0 to 512 characters; the actor defaults to
+    "admin"). With `x-penstock-dry-run: 1` a change is checked and answered as it would be, and not made.
+    """
 
     def CreateAccount(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateAccount(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,6 +225,19 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateKey(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateKey(self, request, context):
+        """A second text for the same key; the ones before stay valid for `overlap_seconds`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetBudget(self, request, context):
         """Creates or changes the budget of one account and window.
         """
@@ -142,6 +247,95 @@ class AdminServiceServicer(object):
 
     def ListBudgets(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseBudget(self, request, context):
+        """From now on it limits nothing; its balances stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetRateLimit(self, request, context):
+        """Requests, tokens or requests in flight of an account, a key or a provider's pool.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRateLimits(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseRateLimit(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateGrant(self, request, context):
+        """Prepaid credit. Idempotent by `grant_key`: a repeat is answered with the grant that is there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGrants(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndGrant(self, request, context):
+        """Ends it now: what is not held lapses.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPool(self, request, context):
+        """One organisation's account at a provider: all providers of the catalogue (all credentials) that name
+        it share its credit and its limits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPools(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Adjust(self, request, context):
+        """Posts an amount, or gives one back, on an account's open budgets or on one reservation.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reconcile(self, request_iterator, context):
+        """Compares what a provider says that it billed with what was posted, and corrects the ledger: resolves
+        suspense, adjusts estimates, reports the drift that is left. The first message holds the options.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAlerts(self, request, context):
+        """Newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TestAlerts(self, request, context):
+        """Sends a test alert to every webhook now, and says how each answered.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -174,6 +368,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.CreateAccountRequest.FromString,
                     response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Account.SerializeToString,
             ),
+            'UpdateAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAccount,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.UpdateAccountRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Account.SerializeToString,
+            ),
             'ListAccounts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAccounts,
                     request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListAccountsRequest.FromString,
@@ -199,6 +398,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.RevokeKeyRequest.FromString,
                     response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Key.SerializeToString,
             ),
+            'UpdateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateKey,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.UpdateKeyRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Key.SerializeToString,
+            ),
+            'RotateKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateKey,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.RotateKeyRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.CreateKeyResponse.SerializeToString,
+            ),
             'SetBudget': grpc.unary_unary_rpc_method_handler(
                     servicer.SetBudget,
                     request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.SetBudgetRequest.FromString,
@@ -209,10 +418,75 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListBudgetsRequest.FromString,
                     response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListBudgetsResponse.SerializeToString,
             ),
+            'CloseBudget': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseBudget,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.CloseBudgetRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Budget.SerializeToString,
+            ),
+            'SetRateLimit': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetRateLimit,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.SetRateLimitRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.RateLimit.SerializeToString,
+            ),
+            'ListRateLimits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRateLimits,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListRateLimitsRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListRateLimitsResponse.SerializeToString,
+            ),
+            'CloseRateLimit': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseRateLimit,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.CloseRateLimitRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.RateLimit.SerializeToString,
+            ),
+            'CreateGrant': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateGrant,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.CreateGrantRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Grant.SerializeToString,
+            ),
+            'ListGrants': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGrants,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListGrantsRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListGrantsResponse.SerializeToString,
+            ),
+            'EndGrant': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndGrant,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.EndGrantRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Grant.SerializeToString,
+            ),
+            'SetPool': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPool,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.SetPoolRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Pool.SerializeToString,
+            ),
+            'ListPools': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPools,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListPoolsRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListPoolsResponse.SerializeToString,
+            ),
+            'Adjust': grpc.unary_unary_rpc_method_handler(
+                    servicer.Adjust,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.AdjustRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.Entry.SerializeToString,
+            ),
+            'Reconcile': grpc.stream_stream_rpc_method_handler(
+                    servicer.Reconcile,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ReconcileRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ReconcileResponse.SerializeToString,
+            ),
+            'ListAlerts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAlerts,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListAlertsRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListAlertsResponse.SerializeToString,
+            ),
+            'TestAlerts': grpc.unary_unary_rpc_method_handler(
+                    servicer.TestAlerts,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.TestAlertsRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.TestAlertsResponse.SerializeToString,
+            ),
             'ListEntries': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEntries,
-                    request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListEntriesRequest.FromString,
-                    response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListEntriesResponse.SerializeToString,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ListEntriesRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ListEntriesResponse.SerializeToString,
             ),
             'GetUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetUsage,
@@ -233,7 +507,10 @@ def add_AdminServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
-    """Missing associated documentation comment in .proto file."""
+    """Each change is an entry of its own ("configure") with who made it and why: `x-penstock-actor` and
+    `x-penstock-reason` of the call's metadata (1 to 128 and 0 to 512 characters; the actor defaults to
+    "admin"). With `x-penstock-dry-run: 1` a change is checked and answered as it would be, and not made.
+    """
 
     @staticmethod
     def CreateAccount(request,
@@ -251,6 +528,33 @@ class AdminService(object):
             target,
             '/penstock.quota.v1.AdminService/CreateAccount',
             penstock_dot_quota_dot_v1_dot_admin__pb2.CreateAccountRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_admin__pb2.Account.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/UpdateAccount',
+            penstock_dot_quota_dot_v1_dot_admin__pb2.UpdateAccountRequest.SerializeToString,
             penstock_dot_quota_dot_v1_dot_admin__pb2.Account.FromString,
             options,
             channel_credentials,
@@ -398,6 +702,60 @@ class AdminService(object):
             _registered_method=True)
 
     @staticmethod
+    def UpdateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/UpdateKey',
+            penstock_dot_quota_dot_v1_dot_admin__pb2.UpdateKeyRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_admin__pb2.Key.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/RotateKey',
+            penstock_dot_quota_dot_v1_dot_admin__pb2.RotateKeyRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_admin__pb2.CreateKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def SetBudget(request,
             target,
             options=(),
@@ -452,6 +810,357 @@ class AdminService(object):
             _registered_method=True)
 
     @staticmethod
+    def CloseBudget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/CloseBudget',
+            penstock_dot_quota_dot_v1_dot_admin__pb2.CloseBudgetRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_admin__pb2.Budget.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetRateLimit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/SetRateLimit',
+            penstock_dot_quota_dot_v1_dot_admin__pb2.SetRateLimitRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_admin__pb2.RateLimit.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRateLimits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/ListRateLimits',
+            penstock_dot_quota_dot_v1_dot_admin__pb2.ListRateLimitsRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_admin__pb2.ListRateLimitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseRateLimit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/CloseRateLimit',
+            penstock_dot_quota_dot_v1_dot_admin__pb2.CloseRateLimitRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_admin__pb2.RateLimit.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateGrant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/CreateGrant',
+            penstock_dot_quota_dot_v1_dot_admin__pb2.CreateGrantRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_admin__pb2.Grant.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGrants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/ListGrants',
+            penstock_dot_quota_dot_v1_dot_admin__pb2.ListGrantsRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_admin__pb2.ListGrantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndGrant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/EndGrant',
+            penstock_dot_quota_dot_v1_dot_admin__pb2.EndGrantRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_admin__pb2.Grant.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/SetPool',
+            penstock_dot_quota_dot_v1_dot_admin__pb2.SetPoolRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_admin__pb2.Pool.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPools(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/ListPools',
+            penstock_dot_quota_dot_v1_dot_admin__pb2.ListPoolsRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_admin__pb2.ListPoolsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Adjust(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/Adjust',
+            penstock_dot_quota_dot_v1_dot_admin__pb2.AdjustRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_quota__pb2.Entry.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reconcile(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/penstock.quota.v1.AdminService/Reconcile',
+            penstock_dot_quota_dot_v1_dot_admin__pb2.ReconcileRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_admin__pb2.ReconcileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAlerts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/ListAlerts',
+            penstock_dot_quota_dot_v1_dot_admin__pb2.ListAlertsRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_admin__pb2.ListAlertsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TestAlerts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/TestAlerts',
+            penstock_dot_quota_dot_v1_dot_admin__pb2.TestAlertsRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_admin__pb2.TestAlertsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListEntries(request,
             target,
             options=(),
@@ -466,8 +1175,8 @@ class AdminService(object):
             request,
             target,
             '/penstock.quota.v1.AdminService/ListEntries',
-            penstock_dot_quota_dot_v1_dot_admin__pb2.ListEntriesRequest.SerializeToString,
-            penstock_dot_quota_dot_v1_dot_admin__pb2.ListEntriesResponse.FromString,
+            penstock_dot_quota_dot_v1_dot_quota__pb2.ListEntriesRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_quota__pb2.ListEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,11 +28,17 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AdminServiceStub:
+    """Each change is an entry of its own ("configure") with who made it and why: `x-penstock-actor` and
+    `x-penstock-reason` of the call's metadata (1 to 128 and 0 to 512 characters; the actor defaults to
+    "admin"). With `x-penstock-dry-run: 1` a change is checked and answered as it would be, and not made.
+    """
+
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AdminServiceAsyncStub: ...
     CreateAccount: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateAccountRequest, _admin_pb2.Account]
+    UpdateAccount: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UpdateAccountRequest, _admin_pb2.Account]
     ListAccounts: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAccountsRequest, _admin_pb2.ListAccountsResponse]
     SetSuspended: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetSuspendedRequest, _admin_pb2.Account]
     """Stops or resumes every key of an organisation or a team, within two seconds everywhere."""
@@ -40,10 +46,39 @@ class AdminServiceStub:
     """The only answer that ever holds the key's text."""
     ListKeys: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListKeysRequest, _admin_pb2.ListKeysResponse]
     RevokeKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RevokeKeyRequest, _admin_pb2.Key]
+    UpdateKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UpdateKeyRequest, _admin_pb2.Key]
+    RotateKey: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RotateKeyRequest, _admin_pb2.CreateKeyResponse]
+    """A second text for the same key; the ones before stay valid for `overlap_seconds`."""
     SetBudget: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetBudgetRequest, _admin_pb2.Budget]
     """Creates or changes the budget of one account and window."""
     ListBudgets: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListBudgetsRequest, _admin_pb2.ListBudgetsResponse]
-    ListEntries: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListEntriesRequest, _admin_pb2.ListEntriesResponse]
+    CloseBudget: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CloseBudgetRequest, _admin_pb2.Budget]
+    """From now on it limits nothing; its balances stay."""
+    SetRateLimit: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetRateLimitRequest, _admin_pb2.RateLimit]
+    """Requests, tokens or requests in flight of an account, a key or a provider's pool."""
+    ListRateLimits: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRateLimitsRequest, _admin_pb2.ListRateLimitsResponse]
+    CloseRateLimit: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CloseRateLimitRequest, _admin_pb2.RateLimit]
+    CreateGrant: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateGrantRequest, _admin_pb2.Grant]
+    """Prepaid credit. Idempotent by `grant_key`: a repeat is answered with the grant that is there."""
+    ListGrants: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListGrantsRequest, _admin_pb2.ListGrantsResponse]
+    EndGrant: _grpc.UnaryUnaryMultiCallable[_admin_pb2.EndGrantRequest, _admin_pb2.Grant]
+    """Ends it now: what is not held lapses."""
+    SetPool: _grpc.UnaryUnaryMultiCallable[_admin_pb2.SetPoolRequest, _admin_pb2.Pool]
+    """One organisation's account at a provider: all providers of the catalogue (all credentials) that name
+    it share its credit and its limits.
+    """
+    ListPools: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListPoolsRequest, _admin_pb2.ListPoolsResponse]
+    Adjust: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AdjustRequest, _quota_pb2.Entry]
+    """Posts an amount, or gives one back, on an account's open budgets or on one reservation."""
+    Reconcile: _grpc.StreamStreamMultiCallable[_admin_pb2.ReconcileRequest, _admin_pb2.ReconcileResponse]
+    """Compares what a provider says that it billed with what was posted, and corrects the ledger: resolves
+    suspense, adjusts estimates, reports the drift that is left. The first message holds the options.
+    """
+    ListAlerts: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListAlertsRequest, _admin_pb2.ListAlertsResponse]
+    """Newest first."""
+    TestAlerts: _grpc.UnaryUnaryMultiCallable[_admin_pb2.TestAlertsRequest, _admin_pb2.TestAlertsResponse]
+    """Sends a test alert to every webhook now, and says how each answered."""
+    ListEntries: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ListEntriesRequest, _quota_pb2.ListEntriesResponse]
     GetUsage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetUsageRequest, _admin_pb2.GetUsageResponse]
     ResolveSuspense: _grpc.UnaryUnaryMultiCallable[_quota_pb2.SettleRequest, _quota_pb2.SettleResponse]
     """What the operator found out about an abandoned paid attempt: posts it and releases the rest of what
@@ -52,8 +87,14 @@ class AdminServiceStub:
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
+    """Each change is an entry of its own ("configure") with who made it and why: `x-penstock-actor` and
+    `x-penstock-reason` of the call's metadata (1 to 128 and 0 to 512 characters; the actor defaults to
+    "admin"). With `x-penstock-dry-run: 1` a change is checked and answered as it would be, and not made.
+    """
+
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateAccount: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateAccountRequest, _admin_pb2.Account]  # type: ignore[assignment]
+    UpdateAccount: _aio.UnaryUnaryMultiCallable[_admin_pb2.UpdateAccountRequest, _admin_pb2.Account]  # type: ignore[assignment]
     ListAccounts: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAccountsRequest, _admin_pb2.ListAccountsResponse]  # type: ignore[assignment]
     SetSuspended: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetSuspendedRequest, _admin_pb2.Account]  # type: ignore[assignment]
     """Stops or resumes every key of an organisation or a team, within two seconds everywhere."""
@@ -61,10 +102,39 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """The only answer that ever holds the key's text."""
     ListKeys: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListKeysRequest, _admin_pb2.ListKeysResponse]  # type: ignore[assignment]
     RevokeKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.RevokeKeyRequest, _admin_pb2.Key]  # type: ignore[assignment]
+    UpdateKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.UpdateKeyRequest, _admin_pb2.Key]  # type: ignore[assignment]
+    RotateKey: _aio.UnaryUnaryMultiCallable[_admin_pb2.RotateKeyRequest, _admin_pb2.CreateKeyResponse]  # type: ignore[assignment]
+    """A second text for the same key; the ones before stay valid for `overlap_seconds`."""
     SetBudget: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetBudgetRequest, _admin_pb2.Budget]  # type: ignore[assignment]
     """Creates or changes the budget of one account and window."""
     ListBudgets: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListBudgetsRequest, _admin_pb2.ListBudgetsResponse]  # type: ignore[assignment]
-    ListEntries: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListEntriesRequest, _admin_pb2.ListEntriesResponse]  # type: ignore[assignment]
+    CloseBudget: _aio.UnaryUnaryMultiCallable[_admin_pb2.CloseBudgetRequest, _admin_pb2.Budget]  # type: ignore[assignment]
+    """From now on it limits nothing; its balances stay."""
+    SetRateLimit: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetRateLimitRequest, _admin_pb2.RateLimit]  # type: ignore[assignment]
+    """Requests, tokens or requests in flight of an account, a key or a provider's pool."""
+    ListRateLimits: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListRateLimitsRequest, _admin_pb2.ListRateLimitsResponse]  # type: ignore[assignment]
+    CloseRateLimit: _aio.UnaryUnaryMultiCallable[_admin_pb2.CloseRateLimitRequest, _admin_pb2.RateLimit]  # type: ignore[assignment]
+    CreateGrant: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateGrantRequest, _admin_pb2.Grant]  # type: ignore[assignment]
+    """Prepaid credit. Idempotent by `grant_key`: a repeat is answered with the grant that is there."""
+    ListGrants: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListGrantsRequest, _admin_pb2.ListGrantsResponse]  # type: ignore[assignment]
+    EndGrant: _aio.UnaryUnaryMultiCallable[_admin_pb2.EndGrantRequest, _admin_pb2.Grant]  # type: ignore[assignment]
+    """Ends it now: what is not held lapses."""
+    SetPool: _aio.UnaryUnaryMultiCallable[_admin_pb2.SetPoolRequest, _admin_pb2.Pool]  # type: ignore[assignment]
+    """One organisation's account at a provider: all providers of the catalogue (all credentials) that name
+    it share its credit and its limits.
+    """
+    ListPools: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListPoolsRequest, _admin_pb2.ListPoolsResponse]  # type: ignore[assignment]
+    Adjust: _aio.UnaryUnaryMultiCallable[_admin_pb2.AdjustRequest, _quota_pb2.Entry]  # type: ignore[assignment]
+    """Posts an amount, or gives one back, on an account's open budgets or on one reservation."""
+    Reconcile: _aio.StreamStreamMultiCallable[_admin_pb2.ReconcileRequest, _admin_pb2.ReconcileResponse]  # type: ignore[assignment]
+    """Compares what a provider says that it billed with what was posted, and corrects the ledger: resolves
+    suspense, adjusts estimates, reports the drift that is left. The first message holds the options.
+    """
+    ListAlerts: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListAlertsRequest, _admin_pb2.ListAlertsResponse]  # type: ignore[assignment]
+    """Newest first."""
+    TestAlerts: _aio.UnaryUnaryMultiCallable[_admin_pb2.TestAlertsRequest, _admin_pb2.TestAlertsResponse]  # type: ignore[assignment]
+    """Sends a test alert to every webhook now, and says how each answered."""
+    ListEntries: _aio.UnaryUnaryMultiCallable[_quota_pb2.ListEntriesRequest, _quota_pb2.ListEntriesResponse]  # type: ignore[assignment]
     GetUsage: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetUsageRequest, _admin_pb2.GetUsageResponse]  # type: ignore[assignment]
     ResolveSuspense: _aio.UnaryUnaryMultiCallable[_quota_pb2.SettleRequest, _quota_pb2.SettleResponse]  # type: ignore[assignment]
     """What the operator found out about an abandoned paid attempt: posts it and releases the rest of what
@@ -72,10 +142,22 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Each change is an entry of its own ("configure") with who made it and why: `x-penstock-actor` and
+    `x-penstock-reason` of the call's metadata (1 to 128 and 0 to 512 characters; the actor defaults to
+    "admin"). With `x-penstock-dry-run: 1` a change is checked and answered as it would be, and not made.
+    """
+
     @_abc_1.abstractmethod
     def CreateAccount(
         self,
         request: _admin_pb2.CreateAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Account, _abc.Awaitable[_admin_pb2.Account]]: ...
+
+    @_abc_1.abstractmethod
+    def UpdateAccount(
+        self,
+        request: _admin_pb2.UpdateAccountRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.Account, _abc.Awaitable[_admin_pb2.Account]]: ...
 
@@ -117,6 +199,21 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.Key, _abc.Awaitable[_admin_pb2.Key]]: ...
 
     @_abc_1.abstractmethod
+    def UpdateKey(
+        self,
+        request: _admin_pb2.UpdateKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Key, _abc.Awaitable[_admin_pb2.Key]]: ...
+
+    @_abc_1.abstractmethod
+    def RotateKey(
+        self,
+        request: _admin_pb2.RotateKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.CreateKeyResponse, _abc.Awaitable[_admin_pb2.CreateKeyResponse]]:
+        """A second text for the same key; the ones before stay valid for `overlap_seconds`."""
+
+    @_abc_1.abstractmethod
     def SetBudget(
         self,
         request: _admin_pb2.SetBudgetRequest,
@@ -132,11 +229,115 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_admin_pb2.ListBudgetsResponse, _abc.Awaitable[_admin_pb2.ListBudgetsResponse]]: ...
 
     @_abc_1.abstractmethod
+    def CloseBudget(
+        self,
+        request: _admin_pb2.CloseBudgetRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Budget, _abc.Awaitable[_admin_pb2.Budget]]:
+        """From now on it limits nothing; its balances stay."""
+
+    @_abc_1.abstractmethod
+    def SetRateLimit(
+        self,
+        request: _admin_pb2.SetRateLimitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RateLimit, _abc.Awaitable[_admin_pb2.RateLimit]]:
+        """Requests, tokens or requests in flight of an account, a key or a provider's pool."""
+
+    @_abc_1.abstractmethod
+    def ListRateLimits(
+        self,
+        request: _admin_pb2.ListRateLimitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListRateLimitsResponse, _abc.Awaitable[_admin_pb2.ListRateLimitsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CloseRateLimit(
+        self,
+        request: _admin_pb2.CloseRateLimitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RateLimit, _abc.Awaitable[_admin_pb2.RateLimit]]: ...
+
+    @_abc_1.abstractmethod
+    def CreateGrant(
+        self,
+        request: _admin_pb2.CreateGrantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Grant, _abc.Awaitable[_admin_pb2.Grant]]:
+        """Prepaid credit. Idempotent by `grant_key`: a repeat is answered with the grant that is there."""
+
+    @_abc_1.abstractmethod
+    def ListGrants(
+        self,
+        request: _admin_pb2.ListGrantsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListGrantsResponse, _abc.Awaitable[_admin_pb2.ListGrantsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def EndGrant(
+        self,
+        request: _admin_pb2.EndGrantRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Grant, _abc.Awaitable[_admin_pb2.Grant]]:
+        """Ends it now: what is not held lapses."""
+
+    @_abc_1.abstractmethod
+    def SetPool(
+        self,
+        request: _admin_pb2.SetPoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Pool, _abc.Awaitable[_admin_pb2.Pool]]:
+        """One organisation's account at a provider: all providers of the catalogue (all credentials) that name
+        it share its credit and its limits.
+        """
+
+    @_abc_1.abstractmethod
+    def ListPools(
+        self,
+        request: _admin_pb2.ListPoolsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListPoolsResponse, _abc.Awaitable[_admin_pb2.ListPoolsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Adjust(
+        self,
+        request: _admin_pb2.AdjustRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_pb2.Entry, _abc.Awaitable[_quota_pb2.Entry]]:
+        """Posts an amount, or gives one back, on an account's open budgets or on one reservation."""
+
+    @_abc_1.abstractmethod
+    def Reconcile(
+        self,
+        request_iterator: _MaybeAsyncIterator[_admin_pb2.ReconcileRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.ReconcileResponse], _abc.AsyncIterator[_admin_pb2.ReconcileResponse]]:
+        """Compares what a provider says that it billed with what was posted, and corrects the ledger: resolves
+        suspense, adjusts estimates, reports the drift that is left. The first message holds the options.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAlerts(
+        self,
+        request: _admin_pb2.ListAlertsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListAlertsResponse, _abc.Awaitable[_admin_pb2.ListAlertsResponse]]:
+        """Newest first."""
+
+    @_abc_1.abstractmethod
+    def TestAlerts(
+        self,
+        request: _admin_pb2.TestAlertsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.TestAlertsResponse, _abc.Awaitable[_admin_pb2.TestAlertsResponse]]:
+        """Sends a test alert to every webhook now, and says how each answered."""
+
+    @_abc_1.abstractmethod
     def ListEntries(
         self,
-        request: _admin_pb2.ListEntriesRequest,
+        request: _quota_pb2.ListEntriesRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_admin_pb2.ListEntriesResponse, _abc.Awaitable[_admin_pb2.ListEntriesResponse]]: ...
+    ) -> _typing.Union[_quota_pb2.ListEntriesResponse, _abc.Awaitable[_quota_pb2.ListEntriesResponse]]: ...
 
     @_abc_1.abstractmethod
     def GetUsage(

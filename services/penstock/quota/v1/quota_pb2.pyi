@@ -34,6 +34,10 @@ class _PoolKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PoolKind.Val
     """An abandoned hold is released (LEDGER, I8)."""
     POOL_KIND_PAID: _PoolKind.ValueType  # 2
     """An abandoned hold moves to suspense."""
+    POOL_KIND_CACHE: _PoolKind.ValueType  # 3
+    """An answer from the cache. It costs nothing and holds nothing: it is counted against the limits in
+    requests and settled in one step. The amount and the tokens are 0.
+    """
 
 class PoolKind(_PoolKind, metaclass=_PoolKindEnumTypeWrapper): ...
 
@@ -42,6 +46,10 @@ POOL_KIND_LOCAL: PoolKind.ValueType  # 1
 """An abandoned hold is released (LEDGER, I8)."""
 POOL_KIND_PAID: PoolKind.ValueType  # 2
 """An abandoned hold moves to suspense."""
+POOL_KIND_CACHE: PoolKind.ValueType  # 3
+"""An answer from the cache. It costs nothing and holds nothing: it is counted against the limits in
+requests and settled in one step. The amount and the tokens are 0.
+"""
 Global___PoolKind: _TypeAlias = PoolKind  # noqa: Y015
 
 @_typing.final
@@ -98,6 +106,7 @@ class Principal(_message.Message):
     LOCAL_ONLY_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     FAIL_OPEN_LOCAL_FIELD_NUMBER: _builtins.int
+    COUNTS_REQUESTS_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     org_id: _builtins.str
     team_id: _builtins.str
@@ -108,6 +117,8 @@ class Principal(_message.Message):
     """True: this key's requests never leave our own replicas."""
     fail_open_local: _builtins.bool
     """Local requests go on, counted, while the ledger is away (LEDGER, I15)."""
+    counts_requests: _builtins.bool
+    """A rate limit in requests lies on the key's path: its cache hits are counted, too (POOL_KIND_CACHE)."""
     @_builtins.property
     def allowed_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models, aliases and pins ("local/*", "openai/gpt-4o-mini") the key may use; empty: all."""
@@ -128,10 +139,11 @@ class Principal(_message.Message):
         local_only: _builtins.bool = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         fail_open_local: _builtins.bool = ...,
+        counts_requests: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "allowed_models", b"allowed_models", "expires_at", b"expires_at", "fail_open_local", b"fail_open_local", "key_id", b"key_id", "local_only", b"local_only", "name", b"name", "org_id", b"org_id", "state", b"state", "team_id", b"team_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "allowed_models", b"allowed_models", "counts_requests", b"counts_requests", "expires_at", b"expires_at", "fail_open_local", b"fail_open_local", "key_id", b"key_id", "local_only", b"local_only", "name", b"name", "org_id", b"org_id", "state", b"state", "team_id", b"team_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
@@ -209,6 +221,7 @@ class ReserveRequest(_message.Message):
     TTL_MS_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
     TAGS_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
     """UUIDv7, made by the caller; one an attempt. Same id and same fields: the stored answer."""
     request_id: _builtins.str
@@ -220,11 +233,15 @@ class ReserveRequest(_message.Message):
     provider: _builtins.str
     model: _builtins.str
     amount_nano_usd: _builtins.int
-    """Upper bound of what the attempt can cost. 0 is allowed (a free tariff), negative is not."""
+    """Upper bound of what the attempt can cost, or of its first slice: see Extend. 0 is allowed (a free
+    tariff), negative is not.
+    """
     ttl_ms: _builtins.int
     """Life of the hold, from the database's clock. 1 to 86,400,000."""
     user: _builtins.str
     """End user and labels, recorded with the entries."""
+    tokens: _builtins.int
+    """Upper bound of the input and output tokens, or of those of its first slice."""
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
@@ -241,10 +258,11 @@ class ReserveRequest(_message.Message):
         ttl_ms: _builtins.int = ...,
         user: _builtins.str = ...,
         tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano_usd", b"amount_nano_usd", "attempt", b"attempt", "key_id", b"key_id", "model", b"model", "pool", b"pool", "provider", b"provider", "request_id", b"request_id", "reservation_id", b"reservation_id", "tags", b"tags", "ttl_ms", b"ttl_ms", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano_usd", b"amount_nano_usd", "attempt", b"attempt", "key_id", b"key_id", "model", b"model", "pool", b"pool", "provider", b"provider", "request_id", b"request_id", "reservation_id", b"reservation_id", "tags", b"tags", "tokens", b"tokens", "ttl_ms", b"ttl_ms", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -278,6 +296,68 @@ class ReserveResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_nano_usd) -> _WhichOneofReturnType__remaining_nano_usd | None: ...
 
 Global___ReserveResponse: _TypeAlias = ReserveResponse  # noqa: Y015
+
+@_typing.final
+class ExtendRequest(_message.Message):
+    """The hold is to be this large in all and to live so long from now. Never shrinks one: a repeat, or one that
+    asks for less than is held, is answered with what is held.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    reservation_id: _builtins.str
+    amount_nano_usd: _builtins.int
+    """In all, with what was held before."""
+    tokens: _builtins.int
+    ttl_ms: _builtins.int
+    """1 to 86,400,000."""
+    def __init__(
+        self,
+        *,
+        reservation_id: _builtins.str = ...,
+        amount_nano_usd: _builtins.int = ...,
+        tokens: _builtins.int = ...,
+        ttl_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano_usd", b"amount_nano_usd", "reservation_id", b"reservation_id", "tokens", b"tokens", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendRequest: _TypeAlias = ExtendRequest  # noqa: Y015
+
+@_typing.final
+class ExtendResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    REMAINING_NANO_USD_FIELD_NUMBER: _builtins.int
+    amount_nano_usd: _builtins.int
+    remaining_nano_usd: _builtins.int
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        amount_nano_usd: _builtins.int = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        remaining_nano_usd: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_remaining_nano_usd", b"_remaining_nano_usd", "expires_at", b"expires_at", "remaining_nano_usd", b"remaining_nano_usd"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_remaining_nano_usd", b"_remaining_nano_usd", "amount_nano_usd", b"amount_nano_usd", "expires_at", b"expires_at", "remaining_nano_usd", b"remaining_nano_usd"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__remaining_nano_usd: _TypeAlias = _typing.Literal["remaining_nano_usd"]  # noqa: Y015
+    _WhichOneofArgType__remaining_nano_usd: _TypeAlias = _typing.Literal["_remaining_nano_usd", b"_remaining_nano_usd"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_nano_usd) -> _WhichOneofReturnType__remaining_nano_usd | None: ...
+
+Global___ExtendResponse: _TypeAlias = ExtendResponse  # noqa: Y015
 
 @_typing.final
 class SettleRequest(_message.Message):
@@ -410,7 +490,7 @@ class BudgetRefusal(_message.Message):
     """"org", "team" or "key", and its id."""
     account_id: _builtins.str
     window: _builtins.str
-    """"total" or "month"."""
+    """"minute", "hour", "day", "week", "month" or "total"."""
     limit_nano_usd: _builtins.int
     posted_nano_usd: _builtins.int
     held_nano_usd: _builtins.int
@@ -446,6 +526,586 @@ class BudgetRefusal(_message.Message):
 Global___BudgetRefusal: _TypeAlias = BudgetRefusal  # noqa: Y015
 
 @_typing.final
+class RateRefusal(_message.Message):
+    """Why a reserve was refused with RATE_LIMITED: the first limit of the path that is full."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_ID_FIELD_NUMBER: _builtins.int
+    LIMIT_NAME_FIELD_NUMBER: _builtins.int
+    ACCOUNT_KIND_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    REQUESTED_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
+    limit_id: _builtins.str
+    limit_name: _builtins.str
+    account_kind: _builtins.str
+    """"key" or "pool" (a provider's), "team" or "org"; and its id."""
+    account_id: _builtins.str
+    unit: _builtins.str
+    """"requests", "tokens" or "in_flight"."""
+    window: _builtins.str
+    """"minute", "hour", "day", "week", "month"; "total" for in_flight."""
+    limit: _builtins.int
+    used: _builtins.int
+    """Posted and held."""
+    requested: _builtins.int
+    retry_after_ms: _builtins.int
+    """When the window ends; for in_flight, when the first of the holds expires at the latest. Absent: it
+    can never succeed, for `requested` alone is more than the limit.
+    """
+    def __init__(
+        self,
+        *,
+        limit_id: _builtins.str = ...,
+        limit_name: _builtins.str = ...,
+        account_kind: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        unit: _builtins.str = ...,
+        window: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        used: _builtins.int = ...,
+        requested: _builtins.int = ...,
+        retry_after_ms: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_retry_after_ms", b"_retry_after_ms", "retry_after_ms", b"retry_after_ms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_retry_after_ms", b"_retry_after_ms", "account_id", b"account_id", "account_kind", b"account_kind", "limit", b"limit", "limit_id", b"limit_id", "limit_name", b"limit_name", "requested", b"requested", "retry_after_ms", b"retry_after_ms", "unit", b"unit", "used", b"used", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__retry_after_ms: _TypeAlias = _typing.Literal["retry_after_ms"]  # noqa: Y015
+    _WhichOneofArgType__retry_after_ms: _TypeAlias = _typing.Literal["_retry_after_ms", b"_retry_after_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retry_after_ms) -> _WhichOneofReturnType__retry_after_ms | None: ...
+
+Global___RateRefusal: _TypeAlias = RateRefusal  # noqa: Y015
+
+@_typing.final
+class CreditRefusal(_message.Message):
+    """Why a reserve was refused with CREDIT_EXHAUSTED: a prepaid account or pool whose usable grants are
+    less than what was asked.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_KIND_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_NAME_FIELD_NUMBER: _builtins.int
+    AVAILABLE_NANO_USD_FIELD_NUMBER: _builtins.int
+    REQUESTED_NANO_USD_FIELD_NUMBER: _builtins.int
+    account_kind: _builtins.str
+    """"org", "team", "key" or "pool", and its id."""
+    account_id: _builtins.str
+    account_name: _builtins.str
+    available_nano_usd: _builtins.int
+    requested_nano_usd: _builtins.int
+    def __init__(
+        self,
+        *,
+        account_kind: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        account_name: _builtins.str = ...,
+        available_nano_usd: _builtins.int = ...,
+        requested_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "account_kind", b"account_kind", "account_name", b"account_name", "available_nano_usd", b"available_nano_usd", "requested_nano_usd", b"requested_nano_usd"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreditRefusal: _TypeAlias = CreditRefusal  # noqa: Y015
+
+@_typing.final
+class GetBalanceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    """A key: its whole path. An organisation, team or pool: itself."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetBalanceRequest: _TypeAlias = GetBalanceRequest  # noqa: Y015
+
+@_typing.final
+class WatchBalanceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    account_id: _builtins.str
+    interval_ms: _builtins.int
+    """100 to 60,000; default 1,000."""
+    def __init__(
+        self,
+        *,
+        account_id: _builtins.str = ...,
+        interval_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "interval_ms", b"interval_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchBalanceRequest: _TypeAlias = WatchBalanceRequest  # noqa: Y015
+
+@_typing.final
+class Balance(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUDGETS_FIELD_NUMBER: _builtins.int
+    GRANTS_FIELD_NUMBER: _builtins.int
+    RATES_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def budgets(self) -> _containers.RepeatedCompositeFieldContainer[Global___BudgetBalance]: ...
+    @_builtins.property
+    def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___GrantBalance]: ...
+    @_builtins.property
+    def rates(self) -> _containers.RepeatedCompositeFieldContainer[Global___RateBalance]: ...
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        budgets: _abc.Iterable[Global___BudgetBalance] | None = ...,
+        grants: _abc.Iterable[Global___GrantBalance] | None = ...,
+        rates: _abc.Iterable[Global___RateBalance] | None = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "budgets", b"budgets", "grants", b"grants", "rates", b"rates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Balance: _TypeAlias = Balance  # noqa: Y015
+
+@_typing.final
+class BudgetBalance(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUDGET_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ACCOUNT_KIND_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    LIMIT_NANO_USD_FIELD_NUMBER: _builtins.int
+    POSTED_NANO_USD_FIELD_NUMBER: _builtins.int
+    HELD_NANO_USD_FIELD_NUMBER: _builtins.int
+    SUSPENSE_NANO_USD_FIELD_NUMBER: _builtins.int
+    REMAINING_NANO_USD_FIELD_NUMBER: _builtins.int
+    RESETS_AT_FIELD_NUMBER: _builtins.int
+    SOFT_PERCENTS_FIELD_NUMBER: _builtins.int
+    budget_id: _builtins.str
+    name: _builtins.str
+    account_kind: _builtins.str
+    account_id: _builtins.str
+    window: _builtins.str
+    limit_nano_usd: _builtins.int
+    """Absent: unlimited."""
+    posted_nano_usd: _builtins.int
+    held_nano_usd: _builtins.int
+    suspense_nano_usd: _builtins.int
+    remaining_nano_usd: _builtins.int
+    """Limit less the other three; absent: unlimited. Negative after an overage or a lowered limit."""
+    @_builtins.property
+    def resets_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def soft_percents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Per cent of the limit, ascending; those that are passed have warned."""
+
+    def __init__(
+        self,
+        *,
+        budget_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        account_kind: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        window: _builtins.str = ...,
+        limit_nano_usd: _builtins.int | None = ...,
+        posted_nano_usd: _builtins.int = ...,
+        held_nano_usd: _builtins.int = ...,
+        suspense_nano_usd: _builtins.int = ...,
+        remaining_nano_usd: _builtins.int | None = ...,
+        resets_at: _timestamp_pb2.Timestamp | None = ...,
+        soft_percents: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit_nano_usd", b"_limit_nano_usd", "_remaining_nano_usd", b"_remaining_nano_usd", "_resets_at", b"_resets_at", "limit_nano_usd", b"limit_nano_usd", "remaining_nano_usd", b"remaining_nano_usd", "resets_at", b"resets_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit_nano_usd", b"_limit_nano_usd", "_remaining_nano_usd", b"_remaining_nano_usd", "_resets_at", b"_resets_at", "account_id", b"account_id", "account_kind", b"account_kind", "budget_id", b"budget_id", "held_nano_usd", b"held_nano_usd", "limit_nano_usd", b"limit_nano_usd", "name", b"name", "posted_nano_usd", b"posted_nano_usd", "remaining_nano_usd", b"remaining_nano_usd", "resets_at", b"resets_at", "soft_percents", b"soft_percents", "suspense_nano_usd", b"suspense_nano_usd", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__limit_nano_usd: _TypeAlias = _typing.Literal["limit_nano_usd"]  # noqa: Y015
+    _WhichOneofArgType__limit_nano_usd: _TypeAlias = _typing.Literal["_limit_nano_usd", b"_limit_nano_usd"]  # noqa: Y015
+    _WhichOneofReturnType__remaining_nano_usd: _TypeAlias = _typing.Literal["remaining_nano_usd"]  # noqa: Y015
+    _WhichOneofArgType__remaining_nano_usd: _TypeAlias = _typing.Literal["_remaining_nano_usd", b"_remaining_nano_usd"]  # noqa: Y015
+    _WhichOneofReturnType__resets_at: _TypeAlias = _typing.Literal["resets_at"]  # noqa: Y015
+    _WhichOneofArgType__resets_at: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit_nano_usd) -> _WhichOneofReturnType__limit_nano_usd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__remaining_nano_usd) -> _WhichOneofReturnType__remaining_nano_usd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resets_at) -> _WhichOneofReturnType__resets_at | None: ...
+
+Global___BudgetBalance: _TypeAlias = BudgetBalance  # noqa: Y015
+
+@_typing.final
+class GrantBalance(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRANT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ACCOUNT_KIND_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
+    POSTED_NANO_USD_FIELD_NUMBER: _builtins.int
+    HELD_NANO_USD_FIELD_NUMBER: _builtins.int
+    SUSPENSE_NANO_USD_FIELD_NUMBER: _builtins.int
+    LAPSED_NANO_USD_FIELD_NUMBER: _builtins.int
+    REMAINING_NANO_USD_FIELD_NUMBER: _builtins.int
+    STARTS_AT_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    grant_id: _builtins.str
+    name: _builtins.str
+    account_kind: _builtins.str
+    account_id: _builtins.str
+    amount_nano_usd: _builtins.int
+    posted_nano_usd: _builtins.int
+    held_nano_usd: _builtins.int
+    suspense_nano_usd: _builtins.int
+    lapsed_nano_usd: _builtins.int
+    """What went back unused at the end."""
+    remaining_nano_usd: _builtins.int
+    @_builtins.property
+    def starts_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """Absent: never."""
+
+    def __init__(
+        self,
+        *,
+        grant_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        account_kind: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        amount_nano_usd: _builtins.int = ...,
+        posted_nano_usd: _builtins.int = ...,
+        held_nano_usd: _builtins.int = ...,
+        suspense_nano_usd: _builtins.int = ...,
+        lapsed_nano_usd: _builtins.int = ...,
+        remaining_nano_usd: _builtins.int = ...,
+        starts_at: _timestamp_pb2.Timestamp | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "expires_at", b"expires_at", "starts_at", b"starts_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "account_id", b"account_id", "account_kind", b"account_kind", "amount_nano_usd", b"amount_nano_usd", "expires_at", b"expires_at", "grant_id", b"grant_id", "held_nano_usd", b"held_nano_usd", "lapsed_nano_usd", b"lapsed_nano_usd", "name", b"name", "posted_nano_usd", b"posted_nano_usd", "remaining_nano_usd", b"remaining_nano_usd", "starts_at", b"starts_at", "suspense_nano_usd", b"suspense_nano_usd"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
+    _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
+
+Global___GrantBalance: _TypeAlias = GrantBalance  # noqa: Y015
+
+@_typing.final
+class RateBalance(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ACCOUNT_KIND_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    RESETS_AT_FIELD_NUMBER: _builtins.int
+    limit_id: _builtins.str
+    name: _builtins.str
+    account_kind: _builtins.str
+    account_id: _builtins.str
+    unit: _builtins.str
+    window: _builtins.str
+    limit: _builtins.int
+    used: _builtins.int
+    @_builtins.property
+    def resets_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        limit_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        account_kind: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        unit: _builtins.str = ...,
+        window: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        used: _builtins.int = ...,
+        resets_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at", "resets_at", b"resets_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at", "account_id", b"account_id", "account_kind", b"account_kind", "limit", b"limit", "limit_id", b"limit_id", "name", b"name", "resets_at", b"resets_at", "unit", b"unit", "used", b"used", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__resets_at: _TypeAlias = _typing.Literal["resets_at"]  # noqa: Y015
+    _WhichOneofArgType__resets_at: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resets_at) -> _WhichOneofReturnType__resets_at | None: ...
+
+Global___RateBalance: _TypeAlias = RateBalance  # noqa: Y015
+
+@_typing.final
+class Entry(_message.Message):
+    """One movement, or one change of the configuration. Append-only."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ID_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    POSTED_NANO_USD_FIELD_NUMBER: _builtins.int
+    HELD_DELTA_NANO_USD_FIELD_NUMBER: _builtins.int
+    SUSPENSE_DELTA_NANO_USD_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    COMPLETION_TOKENS_FIELD_NUMBER: _builtins.int
+    ESTIMATED_FIELD_NUMBER: _builtins.int
+    OVERAGE_FIELD_NUMBER: _builtins.int
+    LATE_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    DETAIL_JSON_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    operation: _builtins.str
+    """"reserve", "extend", "settle", "void", "expire", "late_settle", "count", "adjust", "resolve", "grant",
+    "lapse", "configure".
+    """
+    reservation_id: _builtins.str
+    request_id: _builtins.str
+    attempt: _builtins.int
+    key_id: _builtins.str
+    provider: _builtins.str
+    model: _builtins.str
+    posted_nano_usd: _builtins.int
+    """What was posted by it; 0 for a reserve or a void. Negative for an adjustment that gives back."""
+    held_delta_nano_usd: _builtins.int
+    suspense_delta_nano_usd: _builtins.int
+    prompt_tokens: _builtins.int
+    completion_tokens: _builtins.int
+    estimated: _builtins.bool
+    overage: _builtins.bool
+    late: _builtins.bool
+    outcome: _builtins.str
+    trace_id: _builtins.str
+    user: _builtins.str
+    """End user and labels of the request."""
+    actor: _builtins.str
+    """Of an adjustment or a change: who made it, and why. Of the account it was made on."""
+    reason: _builtins.str
+    account_id: _builtins.str
+    detail_json: _builtins.str
+    """Of a change: JSON of what was and what is; never a secret."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        operation: _builtins.str = ...,
+        reservation_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        key_id: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        model: _builtins.str = ...,
+        posted_nano_usd: _builtins.int = ...,
+        held_delta_nano_usd: _builtins.int = ...,
+        suspense_delta_nano_usd: _builtins.int = ...,
+        prompt_tokens: _builtins.int = ...,
+        completion_tokens: _builtins.int = ...,
+        estimated: _builtins.bool = ...,
+        overage: _builtins.bool = ...,
+        late: _builtins.bool = ...,
+        outcome: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
+        user: _builtins.str = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        actor: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        detail_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "actor", b"actor", "at", b"at", "attempt", b"attempt", "completion_tokens", b"completion_tokens", "detail_json", b"detail_json", "estimated", b"estimated", "held_delta_nano_usd", b"held_delta_nano_usd", "id", b"id", "key_id", b"key_id", "late", b"late", "model", b"model", "operation", b"operation", "outcome", b"outcome", "overage", b"overage", "posted_nano_usd", b"posted_nano_usd", "prompt_tokens", b"prompt_tokens", "provider", b"provider", "reason", b"reason", "request_id", b"request_id", "reservation_id", b"reservation_id", "suspense_delta_nano_usd", b"suspense_delta_nano_usd", "tags", b"tags", "trace_id", b"trace_id", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Entry: _TypeAlias = Entry  # noqa: Y015
+
+@_typing.final
+class ListEntriesRequest(_message.Message):
+    """All filters that are given hold together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    RESERVATION_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    key_id: _builtins.str
+    page_size: _builtins.int
+    """1 to 1000; default 100."""
+    page_token: _builtins.str
+    """From the answer before."""
+    reservation_id: _builtins.str
+    account_id: _builtins.str
+    """An organisation, team, key or pool; everything on it and below it."""
+    operation: _builtins.str
+    """One of Entry.operation."""
+    provider: _builtins.str
+    model: _builtins.str
+    user: _builtins.str
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        key_id: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        reservation_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        operation: _builtins.str = ...,
+        provider: _builtins.str = ...,
+        model: _builtins.str = ...,
+        user: _builtins.str = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_since", b"_since", "_until", b"_until", "since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_since", b"_since", "_until", b"_until", "account_id", b"account_id", "key_id", b"key_id", "model", b"model", "operation", b"operation", "page_size", b"page_size", "page_token", b"page_token", "provider", b"provider", "request_id", b"request_id", "reservation_id", b"reservation_id", "since", b"since", "tags", b"tags", "until", b"until", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__since: _TypeAlias = _typing.Literal["since"]  # noqa: Y015
+    _WhichOneofArgType__since: _TypeAlias = _typing.Literal["_since", b"_since"]  # noqa: Y015
+    _WhichOneofReturnType__until: _TypeAlias = _typing.Literal["until"]  # noqa: Y015
+    _WhichOneofArgType__until: _TypeAlias = _typing.Literal["_until", b"_until"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__since) -> _WhichOneofReturnType__since | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__until) -> _WhichOneofReturnType__until | None: ...
+
+Global___ListEntriesRequest: _TypeAlias = ListEntriesRequest  # noqa: Y015
+
+@_typing.final
+class ListEntriesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        entries: _abc.Iterable[Global___Entry] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListEntriesResponse: _TypeAlias = ListEntriesResponse  # noqa: Y015
+
+@_typing.final
 class BatchRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -475,6 +1135,7 @@ class Operation(_message.Message):
     RESERVE_FIELD_NUMBER: _builtins.int
     SETTLE_FIELD_NUMBER: _builtins.int
     VOID_FIELD_NUMBER: _builtins.int
+    EXTEND_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.int
     """Of the sender's choosing, unique in the stream."""
     traceparent: _builtins.str
@@ -487,6 +1148,8 @@ class Operation(_message.Message):
     def settle(self) -> Global___SettleRequest: ...
     @_builtins.property
     def void(self) -> Global___VoidRequest: ...
+    @_builtins.property
+    def extend(self) -> Global___ExtendRequest: ...
     def __init__(
         self,
         *,
@@ -496,12 +1159,13 @@ class Operation(_message.Message):
         reserve: Global___ReserveRequest | None = ...,
         settle: Global___SettleRequest | None = ...,
         void: Global___VoidRequest | None = ...,
+        extend: Global___ExtendRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation", "reserve", b"reserve", "settle", b"settle", "void", b"void"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["extend", b"extend", "operation", b"operation", "reserve", b"reserve", "settle", b"settle", "void", b"void"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "operation", b"operation", "operation_id", b"operation_id", "reserve", b"reserve", "settle", b"settle", "traceparent", b"traceparent", "void", b"void"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline_ms", b"deadline_ms", "extend", b"extend", "operation", b"operation", "operation_id", b"operation_id", "reserve", b"reserve", "settle", b"settle", "traceparent", b"traceparent", "void", b"void"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["reserve", "settle", "void"]  # noqa: Y015
+    _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["reserve", "settle", "void", "extend"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
 
@@ -536,6 +1200,7 @@ class OperationResult(_message.Message):
     SETTLE_FIELD_NUMBER: _builtins.int
     VOID_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    EXTEND_FIELD_NUMBER: _builtins.int
     operation_id: _builtins.int
     @_builtins.property
     def reserve(self) -> Global___ReserveResponse: ...
@@ -545,6 +1210,8 @@ class OperationResult(_message.Message):
     def void(self) -> Global___VoidResponse: ...
     @_builtins.property
     def error(self) -> Global___OperationError: ...
+    @_builtins.property
+    def extend(self) -> Global___ExtendResponse: ...
     def __init__(
         self,
         *,
@@ -553,12 +1220,13 @@ class OperationResult(_message.Message):
         settle: Global___SettleResponse | None = ...,
         void: Global___VoidResponse | None = ...,
         error: Global___OperationError | None = ...,
+        extend: Global___ExtendResponse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "reserve", b"reserve", "result", b"result", "settle", b"settle", "void", b"void"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "extend", b"extend", "reserve", b"reserve", "result", b"result", "settle", b"settle", "void", b"void"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "operation_id", b"operation_id", "reserve", b"reserve", "result", b"result", "settle", b"settle", "void", b"void"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "extend", b"extend", "operation_id", b"operation_id", "reserve", b"reserve", "result", b"result", "settle", b"settle", "void", b"void"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["reserve", "settle", "void", "error"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["reserve", "settle", "void", "error", "extend"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -595,6 +1263,8 @@ class OperationError(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    RATE_FIELD_NUMBER: _builtins.int
+    CREDIT_FIELD_NUMBER: _builtins.int
     code: _builtins.int
     """google.rpc.Code"""
     reason: _builtins.str
@@ -606,6 +1276,14 @@ class OperationError(_message.Message):
     def refusal(self) -> Global___BudgetRefusal:
         """With BUDGET_EXCEEDED."""
 
+    @_builtins.property
+    def rate(self) -> Global___RateRefusal:
+        """With RATE_LIMITED."""
+
+    @_builtins.property
+    def credit(self) -> Global___CreditRefusal:
+        """With CREDIT_EXHAUSTED."""
+
     def __init__(
         self,
         *,
@@ -614,13 +1292,24 @@ class OperationError(_message.Message):
         message: _builtins.str = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         refusal: Global___BudgetRefusal | None = ...,
+        rate: Global___RateRefusal | None = ...,
+        credit: Global___CreditRefusal | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_refusal", b"_refusal", "refusal", b"refusal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_credit", b"_credit", "_rate", b"_rate", "_refusal", b"_refusal", "credit", b"credit", "rate", b"rate", "refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_refusal", b"_refusal", "code", b"code", "message", b"message", "metadata", b"metadata", "reason", b"reason", "refusal", b"refusal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_credit", b"_credit", "_rate", b"_rate", "_refusal", b"_refusal", "code", b"code", "credit", b"credit", "message", b"message", "metadata", b"metadata", "rate", b"rate", "reason", b"reason", "refusal", b"refusal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__credit: _TypeAlias = _typing.Literal["credit"]  # noqa: Y015
+    _WhichOneofArgType__credit: _TypeAlias = _typing.Literal["_credit", b"_credit"]  # noqa: Y015
+    _WhichOneofReturnType__rate: _TypeAlias = _typing.Literal["rate"]  # noqa: Y015
+    _WhichOneofArgType__rate: _TypeAlias = _typing.Literal["_rate", b"_rate"]  # noqa: Y015
     _WhichOneofReturnType__refusal: _TypeAlias = _typing.Literal["refusal"]  # noqa: Y015
     _WhichOneofArgType__refusal: _TypeAlias = _typing.Literal["_refusal", b"_refusal"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__credit) -> _WhichOneofReturnType__credit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rate) -> _WhichOneofReturnType__rate | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__refusal) -> _WhichOneofReturnType__refusal | None: ...
 
 Global___OperationError: _TypeAlias = OperationError  # noqa: Y015

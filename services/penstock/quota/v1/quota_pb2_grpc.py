@@ -59,10 +59,30 @@ class QuotaServiceStub(object):
                 request_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.VoidRequest.SerializeToString,
                 response_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.VoidResponse.FromString,
                 _registered_method=True)
+        self.Extend = channel.unary_unary(
+                '/penstock.quota.v1.QuotaService/Extend',
+                request_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ExtendRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ExtendResponse.FromString,
+                _registered_method=True)
         self.Batch = channel.stream_stream(
                 '/penstock.quota.v1.QuotaService/Batch',
                 request_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.BatchRequest.SerializeToString,
                 response_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.BatchResponse.FromString,
+                _registered_method=True)
+        self.GetBalance = channel.unary_unary(
+                '/penstock.quota.v1.QuotaService/GetBalance',
+                request_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.GetBalanceRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.Balance.FromString,
+                _registered_method=True)
+        self.WatchBalance = channel.unary_stream(
+                '/penstock.quota.v1.QuotaService/WatchBalance',
+                request_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.WatchBalanceRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.Balance.FromString,
+                _registered_method=True)
+        self.ListEntries = channel.unary_unary(
+                '/penstock.quota.v1.QuotaService/ListEntries',
+                request_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ListEntriesRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ListEntriesResponse.FromString,
                 _registered_method=True)
 
 
@@ -102,9 +122,37 @@ class QuotaServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Extend(self, request, context):
+        """Holds more for a stream that goes on, in every bucket of its reservation or in none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Batch(self, request_iterator, context):
         """The same operations, micro-batched: one message is one round trip and one commit. Answers come in any
         order; one slow account does not stall the others.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBalance(self, request, context):
+        """What is left on the path of a key, or of one account.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchBalance(self, request, context):
+        """The same at once, and again whenever it has changed; at most each `interval_ms`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListEntries(self, request, context):
+        """Newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -138,10 +186,30 @@ def add_QuotaServiceServicer_to_server(servicer, server):
                     request_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.VoidRequest.FromString,
                     response_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.VoidResponse.SerializeToString,
             ),
+            'Extend': grpc.unary_unary_rpc_method_handler(
+                    servicer.Extend,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ExtendRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ExtendResponse.SerializeToString,
+            ),
             'Batch': grpc.stream_stream_rpc_method_handler(
                     servicer.Batch,
                     request_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.BatchRequest.FromString,
                     response_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.BatchResponse.SerializeToString,
+            ),
+            'GetBalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBalance,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.GetBalanceRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.Balance.SerializeToString,
+            ),
+            'WatchBalance': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchBalance,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.WatchBalanceRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.Balance.SerializeToString,
+            ),
+            'ListEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEntries,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ListEntriesRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ListEntriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -290,6 +358,33 @@ class QuotaService(object):
             _registered_method=True)
 
     @staticmethod
+    def Extend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.QuotaService/Extend',
+            penstock_dot_quota_dot_v1_dot_quota__pb2.ExtendRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_quota__pb2.ExtendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Batch(request_iterator,
             target,
             options=(),
@@ -306,6 +401,87 @@ class QuotaService(object):
             '/penstock.quota.v1.QuotaService/Batch',
             penstock_dot_quota_dot_v1_dot_quota__pb2.BatchRequest.SerializeToString,
             penstock_dot_quota_dot_v1_dot_quota__pb2.BatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.QuotaService/GetBalance',
+            penstock_dot_quota_dot_v1_dot_quota__pb2.GetBalanceRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_quota__pb2.Balance.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchBalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/penstock.quota.v1.QuotaService/WatchBalance',
+            penstock_dot_quota_dot_v1_dot_quota__pb2.WatchBalanceRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_quota__pb2.Balance.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.QuotaService/ListEntries',
+            penstock_dot_quota_dot_v1_dot_quota__pb2.ListEntriesRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_quota__pb2.ListEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

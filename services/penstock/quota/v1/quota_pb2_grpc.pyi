@@ -42,10 +42,18 @@ class QuotaServiceStub:
     Reserve: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ReserveRequest, _quota_pb2.ReserveResponse]
     Settle: _grpc.UnaryUnaryMultiCallable[_quota_pb2.SettleRequest, _quota_pb2.SettleResponse]
     Void: _grpc.UnaryUnaryMultiCallable[_quota_pb2.VoidRequest, _quota_pb2.VoidResponse]
+    Extend: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ExtendRequest, _quota_pb2.ExtendResponse]
+    """Holds more for a stream that goes on, in every bucket of its reservation or in none."""
     Batch: _grpc.StreamStreamMultiCallable[_quota_pb2.BatchRequest, _quota_pb2.BatchResponse]
     """The same operations, micro-batched: one message is one round trip and one commit. Answers come in any
     order; one slow account does not stall the others.
     """
+    GetBalance: _grpc.UnaryUnaryMultiCallable[_quota_pb2.GetBalanceRequest, _quota_pb2.Balance]
+    """What is left on the path of a key, or of one account."""
+    WatchBalance: _grpc.UnaryStreamMultiCallable[_quota_pb2.WatchBalanceRequest, _quota_pb2.Balance]
+    """The same at once, and again whenever it has changed; at most each `interval_ms`."""
+    ListEntries: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ListEntriesRequest, _quota_pb2.ListEntriesResponse]
+    """Newest first."""
 
 @_typing.type_check_only
 class QuotaServiceAsyncStub(QuotaServiceStub):
@@ -59,10 +67,18 @@ class QuotaServiceAsyncStub(QuotaServiceStub):
     Reserve: _aio.UnaryUnaryMultiCallable[_quota_pb2.ReserveRequest, _quota_pb2.ReserveResponse]  # type: ignore[assignment]
     Settle: _aio.UnaryUnaryMultiCallable[_quota_pb2.SettleRequest, _quota_pb2.SettleResponse]  # type: ignore[assignment]
     Void: _aio.UnaryUnaryMultiCallable[_quota_pb2.VoidRequest, _quota_pb2.VoidResponse]  # type: ignore[assignment]
+    Extend: _aio.UnaryUnaryMultiCallable[_quota_pb2.ExtendRequest, _quota_pb2.ExtendResponse]  # type: ignore[assignment]
+    """Holds more for a stream that goes on, in every bucket of its reservation or in none."""
     Batch: _aio.StreamStreamMultiCallable[_quota_pb2.BatchRequest, _quota_pb2.BatchResponse]  # type: ignore[assignment]
     """The same operations, micro-batched: one message is one round trip and one commit. Answers come in any
     order; one slow account does not stall the others.
     """
+    GetBalance: _aio.UnaryUnaryMultiCallable[_quota_pb2.GetBalanceRequest, _quota_pb2.Balance]  # type: ignore[assignment]
+    """What is left on the path of a key, or of one account."""
+    WatchBalance: _aio.UnaryStreamMultiCallable[_quota_pb2.WatchBalanceRequest, _quota_pb2.Balance]  # type: ignore[assignment]
+    """The same at once, and again whenever it has changed; at most each `interval_ms`."""
+    ListEntries: _aio.UnaryUnaryMultiCallable[_quota_pb2.ListEntriesRequest, _quota_pb2.ListEntriesResponse]  # type: ignore[assignment]
+    """Newest first."""
 
 class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -105,6 +121,14 @@ class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_quota_pb2.VoidResponse, _abc.Awaitable[_quota_pb2.VoidResponse]]: ...
 
     @_abc_1.abstractmethod
+    def Extend(
+        self,
+        request: _quota_pb2.ExtendRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_pb2.ExtendResponse, _abc.Awaitable[_quota_pb2.ExtendResponse]]:
+        """Holds more for a stream that goes on, in every bucket of its reservation or in none."""
+
+    @_abc_1.abstractmethod
     def Batch(
         self,
         request_iterator: _MaybeAsyncIterator[_quota_pb2.BatchRequest],
@@ -113,5 +137,29 @@ class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
         """The same operations, micro-batched: one message is one round trip and one commit. Answers come in any
         order; one slow account does not stall the others.
         """
+
+    @_abc_1.abstractmethod
+    def GetBalance(
+        self,
+        request: _quota_pb2.GetBalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_pb2.Balance, _abc.Awaitable[_quota_pb2.Balance]]:
+        """What is left on the path of a key, or of one account."""
+
+    @_abc_1.abstractmethod
+    def WatchBalance(
+        self,
+        request: _quota_pb2.WatchBalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_quota_pb2.Balance], _abc.AsyncIterator[_quota_pb2.Balance]]:
+        """The same at once, and again whenever it has changed; at most each `interval_ms`."""
+
+    @_abc_1.abstractmethod
+    def ListEntries(
+        self,
+        request: _quota_pb2.ListEntriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_pb2.ListEntriesResponse, _abc.Awaitable[_quota_pb2.ListEntriesResponse]]:
+        """Newest first."""
 
 def add_QuotaServiceServicer_to_server(servicer: QuotaServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
