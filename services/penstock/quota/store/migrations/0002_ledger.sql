@@ -1,37 +1,54 @@
--- What was promised and what was spent. Amounts are nano-USD.
+-- What was promised and what was spent. Amounts of money are nano-USD.
 
+-- A budget in one window, or a grant.
 CREATE TABLE buckets (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    budget_id bigint NOT NULL REFERENCES budgets,
-    window_key date NOT NULL,
+    budget_id bigint REFERENCES budgets,
+    grant_id bigint UNIQUE REFERENCES grants,
+    unit budget_unit NOT NULL,
+    window_key timestamp NOT NULL DEFAULT '-infinity',
     posted bigint NOT NULL DEFAULT 0 CHECK (posted >= 0),
     held bigint NOT NULL DEFAULT 0 CHECK (held >= 0),
     suspense bigint NOT NULL DEFAULT 0 CHECK (suspense >= 0),
-    UNIQUE (budget_id, window_key)
+    -- Of a grant: what went back unused at its end.
+    lapsed bigint NOT NULL DEFAULT 0 CHECK (lapsed >= 0),
+    UNIQUE (budget_id, window_key),
+    CHECK ((budget_id IS NULL) <> (grant_id IS NULL)),
+    CHECK (grant_id IS NULL OR unit = 'nano_usd')
 ) WITH (fillfactor = 40); -- the hottest rows there are: room for updates within the page
 
-CREATE TYPE pool_kind AS ENUM ('local', 'paid');
+CREATE TYPE pool_kind AS ENUM ('local', 'paid', 'cache');
 CREATE TYPE reservation_state AS ENUM ('held', 'settled', 'voided', 'expired', 'refused');
 
 CREATE TABLE reservations (
     id uuid PRIMARY KEY,
     state reservation_state NOT NULL,
     created_at timestamptz NOT NULL,
+    org_id bigint,
+    -- The provider's account, if it has one.
+    pool_id bigint,
     -- What was asked. All of it is the fingerprint of a repeated reserve. NULL in a row that only
     -- remembers a void which came before its reserve.
-    org_id bigint,
     key_id bigint,
     request_id text,
     attempt integer,
     pool pool_kind,
     provider text,
     model text,
-    amount bigint NOT NULL CHECK (amount >= 0),
+    asked bigint,
+    asked_tokens bigint,
     ttl_ms bigint,
     end_user text,
     tags jsonb,
-    -- What was answered.
-    bucket_ids bigint[] NOT NULL,
+    -- What was answered. `amount` and `tokens` grow by Extend.
+    amount bigint NOT NULL DEFAULT 0 CHECK (amount >= 0),
+    tokens bigint NOT NULL DEFAULT 0 CHECK (tokens >= 0),
+    bucket_ids bigint[] NOT NULL DEFAULT '{}',
+    -- The slices of grants that it holds, in the order in which they are used up; first those of its
+    -- tenant (side 0), then those of the provider's pool (side 1). NULL: none.
+    slice_ids bigint[],
+    slice_amounts bigint[],
+    slice_sides smallint[],
     expires_at timestamptz,
     remaining bigint,
     refusal_reason text,
@@ -39,6 +56,8 @@ CREATE TABLE reservations (
     -- How it ended.
     resolved_at timestamptz,
     posted bigint NOT NULL DEFAULT 0 CHECK (posted >= 0),
+    -- What adjusting entries added to it since.
+    adjusted bigint NOT NULL DEFAULT 0 CHECK (posted + adjusted >= 0),
     released bigint NOT NULL DEFAULT 0 CHECK (released >= 0),
     overage boolean NOT NULL DEFAULT false,
     late boolean NOT NULL DEFAULT false,
@@ -51,27 +70,68 @@ CREATE TABLE reservations (
     trace_id text
 ) WITH (fillfactor = 80);
 CREATE INDEX reservations_held ON reservations (org_id, expires_at) WHERE state = 'held';
+CREATE INDEX reservations_pool_held ON reservations (pool_id, expires_at)
+    WHERE state = 'held' AND pool_id IS NOT NULL;
+CREATE INDEX reservations_suspense ON reservations (resolved_at)
+    WHERE state = 'expired' AND pool = 'paid';
 CREATE INDEX reservations_request ON reservations (request_id);
 
-CREATE TYPE entry_operation AS ENUM ('reserve', 'settle', 'void', 'expire', 'late_settle');
+-- The time between two seals. One is open; a closed one gets no entry any more.
+CREATE TABLE epochs (
+    id integer PRIMARY KEY,
+    began_at timestamptz NOT NULL,
+    closed_at timestamptz,
+    -- Its balances were recomputed from its entries and found right.
+    sealed_at timestamptz,
+    detached_at timestamptz
+);
+CREATE UNIQUE INDEX epochs_open ON epochs ((true)) WHERE closed_at IS NULL;
+INSERT INTO epochs VALUES (1, ledger_now());
 
--- Each movement is one entry with four legs that sum to zero, in every bucket of `bucket_ids` alike:
--- what leaves `available` is debited to held, suspense or posted, and back.
+-- Held by each transaction that writes entries, shared; by who closes an epoch, alone, for a moment.
+CREATE FUNCTION current_epoch() RETURNS integer
+LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(hashtext('penstock.epoch'));
+    RETURN (SELECT id FROM epochs WHERE closed_at IS NULL);
+END
+$$;
+
+CREATE TYPE entry_operation AS ENUM (
+    'reserve', 'extend', 'settle', 'void', 'expire', 'late_settle', 'count', 'adjust', 'grant',
+    'lapse', 'configure'
+);
+
+-- Each movement is one entry with four legs that sum to zero, in every money bucket of `bucket_ids`
+-- alike: what leaves `available` is debited to held, suspense or posted, and back. Grants move by the
+-- slice: one element of the slice arrays each (NULL: none).
 CREATE TABLE entries (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id bigint GENERATED ALWAYS AS IDENTITY,
+    epoch integer NOT NULL,
     at timestamptz NOT NULL,
     operation entry_operation NOT NULL,
-    reservation_id uuid NOT NULL,
-    key_id bigint NOT NULL,
-    bucket_ids bigint[] NOT NULL CHECK (cardinality(bucket_ids) > 0),
-    available bigint NOT NULL,
-    held bigint NOT NULL,
-    suspense bigint NOT NULL,
-    posted bigint NOT NULL CHECK (posted >= 0),
+    reservation_id uuid,
+    -- The key that spends, or the account that is changed.
+    account_id bigint NOT NULL,
+    bucket_ids bigint[] NOT NULL,
+    available bigint NOT NULL DEFAULT 0,
+    held bigint NOT NULL DEFAULT 0,
+    suspense bigint NOT NULL DEFAULT 0,
+    posted bigint NOT NULL DEFAULT 0,
+    slice_ids bigint[],
+    slice_held bigint[],
+    slice_suspense bigint[],
+    slice_posted bigint[],
+    slice_lapsed bigint[],
+    -- Of what an operator does: who, why, and what was and is.
+    actor text,
+    reason text,
+    detail jsonb,
     CHECK (available + held + suspense + posted = 0)
-);
+) PARTITION BY RANGE (epoch);
+CREATE INDEX entries_id ON entries (id);
 CREATE INDEX entries_reservation ON entries (reservation_id);
-CREATE INDEX entries_key ON entries (key_id, id);
+CREATE INDEX entries_account ON entries (account_id, id);
 
 CREATE FUNCTION refuse_change() RETURNS trigger
 LANGUAGE plpgsql AS $$
@@ -79,5 +139,47 @@ BEGIN
     RAISE EXCEPTION 'entries are append-only' USING ERRCODE = 'restrict_violation';
 END
 $$;
-CREATE TRIGGER entries_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON entries
-FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
+CREATE TRIGGER entries_append_only BEFORE UPDATE OR DELETE ON entries
+FOR EACH ROW EXECUTE FUNCTION refuse_change();
+
+CREATE FUNCTION create_partition(epoch integer) RETURNS void
+LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    EXECUTE format(
+        'CREATE TABLE entries_%s PARTITION OF entries FOR VALUES FROM (%s) TO (%s)',
+        epoch, epoch, epoch + 1);
+    EXECUTE format(
+        'CREATE TRIGGER entries_never_emptied BEFORE TRUNCATE ON entries_%s
+         FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()', epoch);
+END
+$$;
+SELECT create_partition(1);
+
+-- The balances at the end of a sealed epoch: what is behind it need not be read again.
+CREATE TABLE checkpoint_buckets (
+    epoch integer NOT NULL REFERENCES epochs,
+    bucket_id bigint NOT NULL REFERENCES buckets,
+    posted bigint NOT NULL,
+    held bigint NOT NULL,
+    suspense bigint NOT NULL,
+    lapsed bigint NOT NULL,
+    PRIMARY KEY (epoch, bucket_id)
+);
+-- The reservations that held or were suspected then.
+CREATE TABLE checkpoint_reservations (
+    epoch integer NOT NULL REFERENCES epochs,
+    reservation_id uuid NOT NULL,
+    held bigint NOT NULL,
+    suspense bigint NOT NULL,
+    PRIMARY KEY (epoch, reservation_id)
+);
+
+-- What somebody should know of. Each fact once, by its key.
+CREATE TABLE alerts (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    alert_key text NOT NULL UNIQUE,
+    kind text NOT NULL,
+    at timestamptz NOT NULL,
+    account_id bigint,
+    detail jsonb NOT NULL
+);
