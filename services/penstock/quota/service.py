@@ -10,10 +10,11 @@ import grpc
 from penstock.core import errors
 from penstock.core.telemetry import operation_span
 from penstock.quota import wire
-from penstock.quota.batcher import Batcher
+from penstock.quota.batcher import Batcher, Tell, Waiting
 from penstock.quota.key_watch import KeyWatch
-from penstock.quota.ledger import Answer, Operation
+from penstock.quota.ledger import Operation
 from penstock.quota.store.account_store import AccountStore
+from penstock.quota.store.ledger_store import Outcome
 from penstock.quota.v1 import quota_pb2, quota_pb2_grpc
 
 MESSAGE_OPERATIONS_MAX = 1_024
@@ -67,6 +68,12 @@ class QuotaService(quota_pb2_grpc.QuotaServiceServicer):
         operation = wire.parse_reserve(request)
         answer = await self._batcher.apply(operation, _left_ms(context))
         return wire.reserve_response(operation, answer)
+
+    async def Extend(
+        self, request: quota_pb2.ExtendRequest, context: Context
+    ) -> quota_pb2.ExtendResponse:
+        answer = await self._batcher.apply(wire.parse_extend(request), _left_ms(context))
+        return wire.extend_response(answer)
 
     async def Settle(
         self, request: quota_pb2.SettleRequest, context: Context
@@ -157,50 +164,44 @@ class _Stream:
         if len(messages) > MESSAGE_OPERATIONS_MAX:
             self._fail(messages, _batch_too_large(len(messages)))
             return
-        accepted: list[tuple[quota_pb2.Operation, Operation]] = []
+        accepted: list[Waiting] = []
         for message in messages:
             try:
                 _check_deadline(message.deadline_ms)
-                accepted.append((message, wire.parse_operation(message)))
+                operation = wire.parse_operation(message)
             except errors.PenstockError as error:
                 self._answer(wire.error_result(message.operation_id, error))
+                continue
+            tell = self._teller(operation, message.operation_id, message.traceparent)
+            accepted.append(Waiting(operation, message.deadline_ms or None, tell))
         try:
-            answers = await self._batcher.submit(
-                [(operation, message.deadline_ms or None) for message, operation in accepted]
-            )
+            await self._batcher.submit(accepted)
         except errors.PenstockError as error:
-            self._fail([message for message, _ in accepted], error)
-            return
+            for one in accepted:
+                one.tell(error)
         except Exception as error:  # each operation gets an answer, whatever it is
             logger.exception("operations could not be queued")
             failure = errors.Internal(f"the ledger failed ({type(error).__name__})")
-            self._fail([message for message, _ in accepted], failure)
-            return
-        for (message, operation), answer in zip(accepted, answers, strict=True):
-            self._follow(message, operation, answer)
+            for one in accepted:
+                one.tell(failure)
 
-    def _follow(
-        self,
-        message: quota_pb2.Operation,
-        operation: Operation,
-        answer: "asyncio.Future[Answer]",
-    ) -> None:
-        name = f"quota {type(operation).__name__.lower()}"
-        span = operation_span(name, message.traceparent) if message.traceparent else None
-        operation_id = message.operation_id
+    def _teller(self, operation: Operation, operation_id: int, traceparent: str) -> Tell:
+        span = None
+        if traceparent:
+            span = operation_span(f"quota {type(operation).__name__.lower()}", traceparent)
 
-        def done(answered: "asyncio.Future[Answer]") -> None:
-            error = answered.exception()
-            if span is not None:
-                if error is not None:
-                    span.fail(error)
-                span.end()
-            if isinstance(error, errors.PenstockError):
-                self._answer(wire.error_result(operation_id, error))
+        def tell(outcome: Outcome) -> None:
+            if isinstance(outcome, errors.PenstockError):
+                if span is not None:
+                    span.fail(outcome)
+                result = wire.error_result(operation_id, outcome)
             else:
-                self._answer(wire.result(operation_id, operation, answered.result()))
+                result = wire.result(operation_id, operation, outcome)
+            if span is not None:
+                span.end()
+            self._answer(result)
 
-        answer.add_done_callback(done)
+        return tell
 
     def _fail(self, messages: list[quota_pb2.Operation], error: errors.PenstockError) -> None:
         for message in messages:

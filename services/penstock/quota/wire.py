@@ -1,24 +1,31 @@
 """Proto ⇄ domain for the operations. It only decides whether a message is well formed."""
 
-from google.protobuf.timestamp_pb2 import Timestamp
+from math import ceil
+
 from google.rpc import code_pb2
 
 from penstock.core.errors import PenstockError
 from penstock.quota import ledger
-from penstock.quota.account import Key, KeyState, format_budget_id, format_id
+from penstock.quota.account import (
+    Key,
+    KeyState,
+    format_budget_id,
+    format_id,
+    format_limit_id,
+)
 from penstock.quota.checks import Faults
 from penstock.quota.ledger import (
     TOKENS_MAX,
     TTL_MS_MAX,
     Answer,
-    BudgetRefused,
+    Extend,
     Operation,
     Pool,
-    Refusal,
     Reserve,
     Settle,
     Void,
 )
+from penstock.quota.refusals import BudgetRefused, CreditRefused, RateRefused
 from penstock.quota.v1 import quota_pb2
 
 ATTEMPTS_MAX = 1_000
@@ -29,7 +36,11 @@ TAGS_MAX = 32
 TAG_VALUE_LENGTH_MAX = 512
 """What the router takes, and OpenAI: what passed there must not be refused here."""
 
-_POOLS: dict[int, Pool] = {quota_pb2.POOL_KIND_LOCAL: "local", quota_pb2.POOL_KIND_PAID: "paid"}
+_POOLS: dict[int, Pool] = {
+    quota_pb2.POOL_KIND_LOCAL: "local",
+    quota_pb2.POOL_KIND_PAID: "paid",
+    quota_pb2.POOL_KIND_CACHE: "cache",
+}
 _STATES: dict[KeyState, quota_pb2.Principal.State.ValueType] = {
     "active": quota_pb2.Principal.STATE_ACTIVE,
     "revoked": quota_pb2.Principal.STATE_REVOKED,
@@ -43,7 +54,9 @@ def parse_reserve(message: quota_pb2.ReserveRequest) -> Reserve:
     faults = Faults()
     pool = _POOLS.get(message.pool)
     if pool is None:
-        faults.add("pool", "POOL_INVALID", "takes POOL_KIND_LOCAL or POOL_KIND_PAID")
+        faults.add("pool", "POOL_INVALID", "takes POOL_KIND_LOCAL, _PAID or _CACHE")
+    elif pool == "cache" and (message.amount_nano_usd or message.tokens):
+        faults.add("pool", "POOL_INVALID", "an answer from the cache costs 0 and counts no tokens")
     if len(message.tags) > TAGS_MAX:
         faults.add("tags", "TAGS_INVALID", f"takes at most {TAGS_MAX} tags")
     for name, value in message.tags.items():
@@ -61,12 +74,27 @@ def parse_reserve(message: quota_pb2.ReserveRequest) -> Reserve:
         ),
         model=faults.text("model", message.model, length_min=1, length_max=TEXT_LENGTH_MAX),
         amount_nano_usd=faults.amount("amount_nano_usd", message.amount_nano_usd),
+        tokens=faults.integer("tokens", message.tokens, low=0, high=TOKENS_MAX),
         ttl_ms=faults.integer("ttl_ms", message.ttl_ms, low=1, high=TTL_MS_MAX),
         end_user=faults.text("user", message.user, length_max=TEXT_LENGTH_MAX),
         tags=dict(message.tags),
     )
     faults.check()
     return reserve
+
+
+def parse_extend(message: quota_pb2.ExtendRequest) -> Extend:
+    """Raises InvalidRequest with every fault."""
+    faults = Faults()
+    extend = Extend(
+        reservation_id=message.reservation_id,
+        id_unix_ms=faults.uuid7("reservation_id", message.reservation_id),
+        amount_nano_usd=faults.amount("amount_nano_usd", message.amount_nano_usd),
+        tokens=faults.integer("tokens", message.tokens, low=0, high=TOKENS_MAX),
+        ttl_ms=faults.integer("ttl_ms", message.ttl_ms, low=1, high=TTL_MS_MAX),
+    )
+    faults.check()
+    return extend
 
 
 def parse_settle(message: quota_pb2.SettleRequest) -> Settle:
@@ -110,22 +138,33 @@ def parse_operation(message: quota_pb2.Operation) -> Operation:
             return parse_settle(message.settle)
         case "void":
             return parse_void(message.void)
+        case "extend":
+            return parse_extend(message.extend)
         case _:
             faults = Faults()
-            faults.add("operation", "OPERATION_MISSING", "takes one of reserve, settle and void")
+            faults.add(
+                "operation", "OPERATION_MISSING", "takes one of reserve, extend, settle and void"
+            )
             faults.check()
             raise AssertionError
 
 
 def reserve_response(operation: Operation, answer: Answer) -> quota_pb2.ReserveResponse:
-    assert answer.expires_at is not None
-    expires_at = Timestamp()
-    expires_at.FromDatetime(answer.expires_at)
-    return quota_pb2.ReserveResponse(
-        reservation_id=operation.reservation_id,
-        expires_at=expires_at,
-        remaining_nano_usd=answer.remaining_nano_usd,
+    response = quota_pb2.ReserveResponse(
+        reservation_id=operation.reservation_id, remaining_nano_usd=answer.remaining_nano_usd
     )
+    if answer.expires_at is not None:  # what was counted at once holds nothing
+        response.expires_at.FromDatetime(answer.expires_at)
+    return response
+
+
+def extend_response(answer: Answer) -> quota_pb2.ExtendResponse:
+    assert answer.expires_at is not None
+    response = quota_pb2.ExtendResponse(
+        amount_nano_usd=answer.amount_nano_usd, remaining_nano_usd=answer.remaining_nano_usd
+    )
+    response.expires_at.FromDatetime(answer.expires_at)
+    return response
 
 
 def settle_response(answer: Answer) -> quota_pb2.SettleResponse:
@@ -147,6 +186,10 @@ def result(operation_id: int, operation: Operation, answer: Answer) -> quota_pb2
             return quota_pb2.OperationResult(
                 operation_id=operation_id, reserve=reserve_response(operation, answer)
             )
+        case ledger.Extend():
+            return quota_pb2.OperationResult(
+                operation_id=operation_id, extend=extend_response(answer)
+            )
         case ledger.Settle():
             return quota_pb2.OperationResult(
                 operation_id=operation_id, settle=settle_response(answer)
@@ -156,16 +199,20 @@ def result(operation_id: int, operation: Operation, answer: Answer) -> quota_pb2
 
 
 def error_result(operation_id: int, error: PenstockError) -> quota_pb2.OperationResult:
-    return quota_pb2.OperationResult(
-        operation_id=operation_id,
-        error=quota_pb2.OperationError(
-            code=code_pb2.Code.Value(error.code.name),
-            reason=error.reason,
-            message=error.message,
-            metadata=error.metadata,
-            refusal=_refusal(error.refusal) if isinstance(error, BudgetRefused) else None,
-        ),
+    told = quota_pb2.OperationError(
+        code=code_pb2.Code.Value(error.code.name),
+        reason=error.reason,
+        message=error.message,
+        metadata=error.metadata,
     )
+    match error:
+        case BudgetRefused():
+            told.refusal.CopyFrom(_budget_refusal(error))
+        case RateRefused():
+            told.rate.CopyFrom(_rate_refusal(error))
+        case CreditRefused():
+            told.credit.CopyFrom(_credit_refusal(error))
+    return quota_pb2.OperationResult(operation_id=operation_id, error=told)
 
 
 def principal(key: Key) -> quota_pb2.Principal:
@@ -178,6 +225,7 @@ def principal(key: Key) -> quota_pb2.Principal:
         allowed_models=key.policy.allowed_models,
         local_only=key.policy.local_only,
         fail_open_local=key.policy.fail_open_local,
+        counts_requests=key.counts_requests,
     )
     if key.policy.expires_at is not None:
         message.expires_at.FromDatetime(key.policy.expires_at)
@@ -192,19 +240,49 @@ def _tokens(faults: Faults, name: str, value: int) -> int:
     return faults.integer(f"usage.{name}", value, low=0, high=TOKENS_MAX)
 
 
-def _refusal(refusal: Refusal) -> quota_pb2.BudgetRefusal:
+def _budget_refusal(error: BudgetRefused) -> quota_pb2.BudgetRefusal:
+    facts = error.facts
     message = quota_pb2.BudgetRefusal(
-        budget_id=format_budget_id(refusal.budget_id),
-        budget_name=refusal.budget_name,
-        account_kind=refusal.account_kind,
-        account_id=format_id(refusal.account_kind, refusal.account_id),
-        window=refusal.window,
-        limit_nano_usd=refusal.limit_nano_usd,
-        posted_nano_usd=refusal.posted_nano_usd,
-        held_nano_usd=refusal.held_nano_usd,
-        suspense_nano_usd=refusal.suspense_nano_usd,
-        requested_nano_usd=refusal.requested_nano_usd,
+        budget_id=format_budget_id(facts.budget_id),
+        budget_name=facts.budget_name,
+        account_kind=facts.account_kind,
+        account_id=format_id(facts.account_kind, facts.account_id),
+        window=facts.window,
+        limit_nano_usd=facts.limit,
+        posted_nano_usd=facts.posted,
+        held_nano_usd=facts.held,
+        suspense_nano_usd=facts.suspense,
+        requested_nano_usd=facts.requested,
     )
-    if refusal.resets_at is not None:
-        message.resets_at.FromDatetime(refusal.resets_at)
+    if facts.resets_at is not None:
+        message.resets_at.FromDatetime(facts.resets_at)
     return message
+
+
+def _rate_refusal(error: RateRefused) -> quota_pb2.RateRefusal:
+    facts = error.facts
+    message = quota_pb2.RateRefusal(
+        limit_id=format_limit_id(facts.budget_id),
+        limit_name=facts.budget_name,
+        account_kind=facts.account_kind,
+        account_id=format_id(facts.account_kind, facts.account_id),
+        unit=facts.unit,
+        window=facts.window,
+        limit=facts.limit,
+        used=facts.used,
+        requested=facts.requested,
+    )
+    if error.retry_after_seconds is not None:
+        message.retry_after_ms = ceil(error.retry_after_seconds * 1000)
+    return message
+
+
+def _credit_refusal(error: CreditRefused) -> quota_pb2.CreditRefusal:
+    facts = error.facts
+    return quota_pb2.CreditRefusal(
+        account_kind=facts.account_kind,
+        account_id=format_id(facts.account_kind, facts.account_id),
+        account_name=facts.account_name,
+        available_nano_usd=facts.available,
+        requested_nano_usd=facts.requested,
+    )

@@ -15,6 +15,8 @@ CONNECTIONS_MAX = 12
 """Of one process. Batches queue in their lanes, so a few connections keep PostgreSQL busy."""
 LOCK_TIMEOUT_MS = 2_000
 """What an administrator's slow transaction can stall one organisation's batch for."""
+BUSY = "LEDGER_BUSY"
+"""The reason of an error where somebody else keeps rows locked."""
 STATEMENT_TIMEOUT_MS = 10_000
 ACQUIRE_TIMEOUT_SECONDS = 5.0
 CHECK_TIMEOUT_SECONDS = 3.0
@@ -58,7 +60,7 @@ class Database:
         except (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError) as error:
             raise errors.Unavailable(
                 "the account is being changed by somebody else; try again",
-                reason="LEDGER_BUSY",
+                reason=BUSY,
                 retry_after_seconds=BUSY_RETRY_SECONDS,
             ) from error
         except asyncpg.UndefinedTableError as error:
@@ -71,10 +73,14 @@ class Database:
             raise
 
     async def is_current(self) -> bool:
-        """Whether PostgreSQL answers and the schema is the one that this program was made for."""
+        """Whether PostgreSQL answers, and its schema is at least this program's.
+
+        Migrations only add to what the release before uses, so that while one is rolled out the old
+        processes go on over the new schema (CONTRIBUTING.md).
+        """
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_SECONDS), self.connection() as connection:
-                return await postgres.schema_version(connection) == len(MIGRATIONS)
+                return await postgres.schema_version(connection) >= len(MIGRATIONS)
         except (errors.Unavailable, TimeoutError):
             return False
 

@@ -14,13 +14,13 @@ from penstock.core import errors
 from penstock.quota.ledger import (
     ID_HORIZON_MS,
     Answer,
+    Extend,
     Operation,
-    Refusal,
     Reserve,
     Settle,
-    refused,
 )
-from penstock.quota.store.database import Database
+from penstock.quota.refusals import refused
+from penstock.quota.store.database import BUSY, Database
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,6 @@ _TRANSIENT = (
     asyncpg.UniqueViolationError,
 )
 _encode = msgspec.json.Encoder().encode
-_decode_refusal = msgspec.json.Decoder(Refusal).decode
 
 Outcome = Answer | errors.PenstockError
 
@@ -66,7 +65,7 @@ class LedgerStore:
             except _TRANSIENT as error:
                 if attempt == TRIES_MAX:
                     raise errors.Unavailable(
-                        "too many batches touch the same accounts; try again", reason="LEDGER_BUSY"
+                        "too many batches touch the same accounts; try again", reason=BUSY
                     ) from error
             except asyncpg.PostgresError as error:
                 if len(batch) == 1:
@@ -78,20 +77,26 @@ class LedgerStore:
         raise AssertionError
 
     async def sweep(self) -> int:
-        """Resolves expired holds that no reserve has met; how many organisations had any.
+        """Resolves expired holds that no reserve has met, and lapses what ended grants have left;
+        how many batches it took.
 
         Only keeps tables and figures fresh: nothing depends on it (LEDGER, I8).
         """
+        batches = 0
         async with self._database.connection() as connection:
-            orgs = await connection.fetch(
+            while orgs := await connection.fetch(
                 "SELECT DISTINCT org_id FROM reservations"
                 " WHERE state = 'held' AND expires_at <= ledger_now()"
-            )
-            for row in orgs:
-                await connection.execute(
-                    "SELECT apply_batch('[]', $1, ARRAY[$2::bigint])", ID_HORIZON_MS, row["org_id"]
-                )
-        return len(orgs)
+            ):
+                for row in orgs:
+                    await connection.execute(
+                        "SELECT apply_batch('{}', $1, ARRAY[$2::bigint])",
+                        ID_HORIZON_MS,
+                        row["org_id"],
+                    )
+                batches += len(orgs)
+            await connection.execute("SELECT lapse_grants()")
+        return batches
 
     async def org_ids(
         self, key_ids: Sequence[int], reservation_ids: Sequence[str]
@@ -111,73 +116,59 @@ class LedgerStore:
         )
 
     async def _apply_once(self, batch: Sequence[Timed]) -> list[Outcome]:
-        payload = _encode([_record(n, timed) for n, timed in enumerate(batch, 1)]).decode()
+        rows = [_row(n, timed) for n, timed in enumerate(batch, 1)]
         async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                "SELECT * FROM apply_batch($1, $2)", payload, ID_HORIZON_MS
+            verdicts = await connection.fetch(
+                "SELECT * FROM apply_batch($1, $2)", rows, ID_HORIZON_MS
             )
-        assert len(rows) == len(batch)
-        return [_outcome(row, batch[row["n"] - 1].operation) for row in rows]
+        assert len(verdicts) == len(batch)
+        return [_outcome(v, one.operation) for v, one in zip(verdicts, batch, strict=True)]
 
 
-def _record(n: int, timed: Timed) -> dict[str, Any]:
-    operation = timed.operation
-    record: dict[str, Any] = {
-        "n": n,
-        "id": operation.reservation_id,
-        "id_ms": operation.id_unix_ms,
-    }
-    if isinstance(operation, Reserve):
-        record |= {
-            "op": "reserve",
-            "left_ms": timed.left_ms,
-            "key_id": operation.key_id,
-            "request_id": operation.request_id,
-            "attempt": operation.attempt,
-            "pool": operation.pool,
-            "provider": operation.provider,
-            "model": operation.model,
-            "amount": operation.amount_nano_usd,
-            "ttl_ms": operation.ttl_ms,
-            "end_user": operation.end_user,
-            "tags": operation.tags,
-        }
-    elif isinstance(operation, Settle):
-        record |= {
-            "op": "settle",
-            "amount": operation.amount_nano_usd,
-            "prompt_tokens": operation.prompt_tokens,
-            "cached_prompt_tokens": operation.cached_prompt_tokens,
-            "completion_tokens": operation.completion_tokens,
-            "reasoning_tokens": operation.reasoning_tokens,
-            "estimated": operation.estimated,
-            "outcome": operation.outcome,
-            "trace_id": operation.trace_id,
-        }
-    else:
-        record |= {"op": "void", "outcome": operation.outcome}
-    return record
+# Fields of `ledger_operation`, in its order: what an operation has not is NULL.
+_NO_RESERVE = (None,) * 11
+_NO_USAGE = (None,) * 7
 
 
-def _outcome(row: asyncpg.Record, operation: Operation) -> Outcome:
-    reason = row["reason"]
-    if reason is None:
-        if row["overage"] or row["late"]:
-            # The money is gone: posted anyway, and it blocks the budget by itself (LEDGER, I6).
-            logger.warning(
-                "reservation %s: %s nano-USD posted, overage %s, late %s",
-                operation.reservation_id,
-                row["posted"],
-                row["overage"],
-                row["late"],
-            )
-        return Answer(
-            expires_at=row["expires_at"],
-            remaining_nano_usd=row["remaining"],
-            posted_nano_usd=row["posted"],
-            released_nano_usd=row["released"],
-            overage=row["overage"],
-            late=row["late"],
+def _row(n: int, timed: Timed) -> tuple[Any, ...]:
+    o = timed.operation
+    if isinstance(o, Reserve):
+        return (
+            *(n, "reserve", o.reservation_id, o.id_unix_ms, timed.left_ms),
+            *(o.key_id, o.request_id, o.attempt, o.pool, o.provider, o.model),
+            *(o.amount_nano_usd, o.tokens, o.ttl_ms),
+            *(o.end_user, _encode(o.tags).decode() if o.tags else "{}"),
+            *_NO_USAGE,
         )
-    refusal = _decode_refusal(row["refusal"]) if reason == "BUDGET_EXCEEDED" else None
-    return refused(reason, operation, refusal)
+    head = (n, type(o).__name__.lower(), o.reservation_id, o.id_unix_ms, timed.left_ms)
+    if isinstance(o, Settle):
+        return (
+            *head,
+            *(None, None, None, None, None, None),
+            *(o.amount_nano_usd, o.prompt_tokens + o.completion_tokens, None, None, None),
+            *(o.prompt_tokens, o.cached_prompt_tokens, o.completion_tokens, o.reasoning_tokens),
+            *(o.estimated, o.outcome, o.trace_id),
+        )
+    if isinstance(o, Extend):
+        return (
+            *head,
+            *(None, None, None, None, None, None),
+            *(o.amount_nano_usd, o.tokens, o.ttl_ms, None, None),
+            *_NO_USAGE,
+        )
+    return (*head, *_NO_RESERVE, *_NO_USAGE[:5], o.outcome, None)
+
+
+def _outcome(verdict: asyncpg.Record, operation: Operation) -> Outcome:
+    _, reason, facts, amount, expires_at, remaining, posted, released, overage, late, at = verdict
+    if reason is not None:
+        return refused(reason, operation, facts, at)
+    return Answer(
+        amount_nano_usd=amount,
+        expires_at=expires_at,
+        remaining_nano_usd=remaining,
+        posted_nano_usd=posted,
+        released_nano_usd=released,
+        overage=overage,
+        late=late,
+    )

@@ -633,3 +633,35 @@ BEGIN
     ORDER BY o.n;
 END
 $$;
+
+-- What an ended grant has left, and what comes back to it later, lapses by an entry of its own.
+CREATE FUNCTION lapse_grants(batch_max integer DEFAULT 500) RETURNS integer
+LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    epoch_now integer := current_epoch();
+    lapsed_count integer;
+BEGIN
+    WITH ended AS (
+        SELECT b.id, g.account_id, g.amount - b.posted - b.held - b.suspense - b.lapsed AS rest
+        FROM grants g JOIN LATERAL (
+            SELECT * FROM buckets u WHERE u.grant_id = g.id
+            ORDER BY u.id FOR NO KEY UPDATE SKIP LOCKED
+        ) AS b ON true
+        WHERE g.expires_at <= ledger_now()
+            AND b.posted + b.held + b.suspense + b.lapsed < g.amount
+        ORDER BY b.id LIMIT batch_max
+    ),
+    moved AS (
+        UPDATE buckets b SET lapsed = b.lapsed + e.rest FROM ended e WHERE b.id = e.id
+        RETURNING b.id, e.account_id, e.rest
+    )
+    INSERT INTO entries (
+        epoch, at, operation, account_id, bucket_ids,
+        slice_ids, slice_held, slice_suspense, slice_posted, slice_lapsed)
+    SELECT epoch_now, ledger_now(), 'lapse', account_id, '{}',
+        ARRAY[id], '{0}', '{0}', '{0}', ARRAY[rest]
+    FROM moved;
+    GET DIAGNOSTICS lapsed_count = ROW_COUNT;
+    RETURN lapsed_count;
+END
+$$;

@@ -1,0 +1,251 @@
+"""Why the ledger refused an operation, with the facts that the caller needs to go on."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import msgspec
+
+from penstock.core import errors
+from penstock.core.money import format_usd
+from penstock.quota.account import (
+    AccountKind,
+    BudgetUnit,
+    WindowKind,
+    format_budget_id,
+    format_id,
+    format_limit_id,
+)
+from penstock.quota.ledger import Operation, Reserve
+
+_UNIT_NAMES: dict[BudgetUnit, str] = {
+    "nano_usd": "nano-USD",
+    "requests": "requests",
+    "tokens": "tokens",
+    "in_flight": "requests in flight",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LimitFacts:
+    """The first budget or rate limit of the path, organisation first, that has too little left.
+
+    Amounts are in `unit`. `resets_at_ms` (Unix time) is when its window ends; for in_flight, when
+    the first hold expires at the latest. None: never.
+    """
+
+    budget_id: int
+    budget_name: str
+    account_kind: AccountKind
+    account_id: int
+    account_name: str
+    unit: BudgetUnit
+    window: WindowKind
+    limit: int
+    posted: int
+    held: int
+    suspense: int
+    requested: int
+    resets_at_ms: int | None
+
+    @property
+    def used(self) -> int:
+        return self.posted + self.held + self.suspense
+
+    @property
+    def resets_at(self) -> datetime | None:
+        if self.resets_at_ms is None:
+            return None
+        return datetime.fromtimestamp(self.resets_at_ms / 1000, UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class CreditFacts:
+    """A prepaid account whose usable grants are less than what was asked, in nano-USD."""
+
+    account_kind: AccountKind
+    account_id: int
+    account_name: str
+    available: int
+    requested: int
+
+
+class BudgetRefused(errors.BudgetExceeded):
+    """A budget has too little left."""
+
+    def __init__(self, facts: LimitFacts) -> None:
+        super().__init__(_budget_text(facts), metadata=_budget_metadata(facts))
+        self.facts = facts
+
+
+class RateRefused(errors.RateLimited):
+    """A rate limit is full. `retry_after_seconds` None: what was asked is more than the limit."""
+
+    def __init__(self, facts: LimitFacts, now: datetime) -> None:
+        retry_after = None
+        if facts.requested <= facts.limit and facts.resets_at_ms is not None:
+            retry_after = max(0.0, facts.resets_at_ms / 1000 - now.timestamp())
+        super().__init__(
+            _rate_text(facts, retry_after),
+            metadata=_rate_metadata(facts),
+            retry_after_seconds=retry_after,
+        )
+        self.facts = facts
+
+
+class CreditRefused(errors.CreditExhausted):
+    """Prepaid credit is used up."""
+
+    def __init__(self, facts: CreditFacts) -> None:
+        super().__init__(
+            f"prepaid {facts.account_kind} {facts.account_name!r} has "
+            f"{format_usd(facts.available)} USD of usable credit left, the attempt may cost "
+            f"{format_usd(facts.requested)}; its operator can grant more",
+            metadata={
+                "account_kind": facts.account_kind,
+                "account_id": format_id(facts.account_kind, facts.account_id),
+                "account_name": facts.account_name,
+                "available_nano_usd": str(facts.available),
+                "requested_nano_usd": str(facts.requested),
+            },
+        )
+        self.facts = facts
+
+
+def refused(
+    reason: str, operation: Operation, facts_json: str | None, now: datetime
+) -> errors.PenstockError:
+    """The error that a reason of the ledger means to the caller. `now`: of the ledger's clock."""
+    if reason == "CREDIT_EXHAUSTED":
+        return CreditRefused(_decode_credit(facts_json or ""))
+    if reason == "BUDGET_EXCEEDED":
+        return BudgetRefused(_decode_limit(facts_json or ""))
+    if reason == "RATE_LIMITED":
+        return RateRefused(_decode_limit(facts_json or ""), now)
+    kind, text = _REASONS[reason]
+    metadata = {"reservation_id": operation.reservation_id}
+    if isinstance(operation, Reserve):
+        metadata["key_id"] = format_id("key", operation.key_id)
+    return kind(text.format(**metadata), reason=reason, metadata=metadata)
+
+
+def too_late(operation: Operation) -> errors.PenstockError:
+    """Its caller has stopped waiting before it was applied."""
+    kind, text = _REASONS["DEADLINE_EXCEEDED"]
+    metadata = {"reservation_id": operation.reservation_id}
+    return kind(text.format(**metadata), reason="DEADLINE_EXCEEDED", metadata=metadata)
+
+
+_decode_limit = msgspec.json.Decoder(LimitFacts).decode
+_decode_credit = msgspec.json.Decoder(CreditFacts).decode
+
+_REASONS: dict[str, tuple[type[errors.PenstockError], str]] = {
+    "KEY_UNKNOWN": (errors.NotFound, "key {key_id} does not exist"),
+    "KEY_REVOKED": (errors.PermissionDenied, "key {key_id} is revoked; use another"),
+    "KEY_EXPIRED": (errors.PermissionDenied, "key {key_id} has expired; use another"),
+    "ACCOUNT_SUSPENDED": (
+        errors.PermissionDenied,
+        "the team or organisation of key {key_id} is suspended; ask its operator",
+    ),
+    "BUDGET_MISSING": (
+        errors.FailedPrecondition,
+        "no budget of key {key_id}, its team or its organisation applies: set one, or `unlimited`",
+    ),
+    "RESERVATION_UNKNOWN": (errors.NotFound, "reservation {reservation_id} does not exist"),
+    "RESERVATION_REFUSED": (
+        errors.FailedPrecondition,
+        "reservation {reservation_id} was refused: there is nothing to settle",
+    ),
+    "RESERVATION_VOIDED": (
+        errors.FailedPrecondition,
+        "reservation {reservation_id} was voided; a new attempt takes a new id",
+    ),
+    "RESERVATION_SETTLED": (
+        errors.FailedPrecondition,
+        "reservation {reservation_id} was settled before, and otherwise; the first one stands",
+    ),
+    "RESERVATION_ID_REUSED": (
+        errors.Conflict,
+        "reservation {reservation_id} exists with other fields; a new attempt takes a new id",
+    ),
+    "RESERVATION_ID_TOO_OLD": (
+        errors.InvalidRequest,
+        "reservation_id {reservation_id} is older than 7 days; take a new UUIDv7",
+    ),
+    "RESERVATION_ID_IN_FUTURE": (
+        errors.InvalidRequest,
+        "reservation_id {reservation_id} is from more than a day ahead; set the caller's clock",
+    ),
+    "RESERVATION_EXPIRED": (
+        errors.FailedPrecondition,
+        "reservation {reservation_id} has expired: it cannot be extended, only settled",
+    ),
+    "DEADLINE_EXCEEDED": (
+        errors.DeadlineExceeded,
+        "the deadline passed before reservation {reservation_id} was applied; nothing is held",
+    ),
+}
+
+
+def _when(facts: LimitFacts) -> str:
+    resets_at = facts.resets_at
+    return f"resets at {resets_at:%Y-%m-%dT%H:%M:%SZ}" if resets_at else "never resets"
+
+
+def _owner(facts: LimitFacts) -> str:
+    return f"{facts.account_kind} {facts.account_name!r}"
+
+
+def _budget_text(facts: LimitFacts) -> str:
+    left = max(0, facts.limit - facts.used)
+    return (
+        f"budget {facts.budget_name!r} ({facts.window}) of {_owner(facts)} has "
+        f"{format_usd(left)} USD left of {format_usd(facts.limit)}, the attempt may cost "
+        f"{format_usd(facts.requested)}; it {_when(facts)}"
+    )
+
+
+def _rate_text(facts: LimitFacts, retry_after_seconds: float | None) -> str:
+    unit = _UNIT_NAMES[facts.unit]
+    window = "" if facts.unit == "in_flight" else f" a {facts.window}"
+    what = f"limit {facts.budget_name!r} of {_owner(facts)} is {facts.limit} {unit}{window}"
+    if retry_after_seconds is None:
+        return f"{what}; the attempt alone counts {facts.requested}: ask for less, or raise it"
+    return (
+        f"{what}, {facts.used} are used and the attempt counts {facts.requested}; "
+        f"try again in {retry_after_seconds:.1f} s"
+    )
+
+
+def _limit_metadata(facts: LimitFacts) -> dict[str, str]:
+    return {
+        "account_kind": facts.account_kind,
+        "account_id": format_id(facts.account_kind, facts.account_id),
+        "account_name": facts.account_name,
+        "window": facts.window,
+    }
+
+
+def _budget_metadata(facts: LimitFacts) -> dict[str, str]:
+    told = _limit_metadata(facts) | {
+        "budget_id": format_budget_id(facts.budget_id),
+        "budget_name": facts.budget_name,
+        "limit_nano_usd": str(facts.limit),
+        "posted_nano_usd": str(facts.posted),
+        "held_nano_usd": str(facts.held),
+        "suspense_nano_usd": str(facts.suspense),
+        "requested_nano_usd": str(facts.requested),
+    }
+    if facts.resets_at is not None:
+        told["resets_at"] = facts.resets_at.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return told
+
+
+def _rate_metadata(facts: LimitFacts) -> dict[str, str]:
+    return _limit_metadata(facts) | {
+        "limit_id": format_limit_id(facts.budget_id),
+        "limit_name": facts.budget_name,
+        "unit": facts.unit,
+        "limit": str(facts.limit),
+        "used": str(facts.used),
+        "requested": str(facts.requested),
+    }
