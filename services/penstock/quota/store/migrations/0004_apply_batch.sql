@@ -86,10 +86,11 @@ LANGUAGE sql STABLE AS $$
             WHEN x.unit <> 'in_flight' THEN window_end(x.kind, x.time_zone, b.window_key)
             WHEN a.kind = 'pool' THEN (
                 SELECT min(r.expires_at) FROM reservations r
-                WHERE r.state = 'held' AND r.pool_id = a.id)
+                WHERE r.state = 'held' AND r.pool_id = a.id AND b.id = ANY (r.bucket_ids))
             ELSE (
                 SELECT min(r.expires_at) FROM reservations r
-                WHERE r.state = 'held' AND r.org_id = coalesce(a.org_id, a.id))
+                WHERE r.state = 'held' AND r.org_id = coalesce(a.org_id, a.id)
+                    AND b.id = ANY (r.bucket_ids))
         END) * 1000)::bigint
     )
     FROM buckets b JOIN budgets x ON x.id = b.budget_id JOIN accounts a ON a.id = x.account_id
