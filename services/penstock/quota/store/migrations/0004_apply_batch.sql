@@ -361,7 +361,8 @@ BEGIN
         SELECT o.n, u.place AS route, 0 AS own, o.amount, o.tokens, 1 AS requests,
             u.pool = 'cache' AS counts
         FROM unnest(operations) AS o
-        JOIN unnest(routes) AS u
+        -- Outer joins: without a route nothing is admitted, the batch fails.
+        LEFT JOIN unnest(routes) AS u
             ON u.key_id = o.key_id AND u.provider = o.provider AND u.model = o.model
             AND u.tags = o.tags AND u.pool = o.pool::pool_kind
         WHERE o.op = 'reserve' AND reasons[o.n] IS NULL AND fresh[o.n]
@@ -372,7 +373,7 @@ BEGIN
             greatest(o.amount - x.amount, 0), greatest(o.tokens - x.tokens, 0), 0, false
         FROM unnest(operations) AS o
         JOIN reservations x ON x.id = o.id
-        JOIN unnest(routes) AS u
+        LEFT JOIN unnest(routes) AS u
             ON u.key_id = x.key_id AND u.provider = x.provider AND u.model = x.model
             AND u.tags = x.tags AND u.pool = x.pool
         WHERE o.op = 'extend' AND reasons[o.n] IS NULL
