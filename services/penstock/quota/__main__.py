@@ -1,4 +1,6 @@
-"""`python -m penstock.quota`: serves; `python -m penstock.quota migrate`: migrates the schema."""
+"""`python -m penstock.quota`: serves; `… migrate`: migrates the schema; `… audit`, `seal`,
+`detach`, `prune`: see penstock.quota.audit.
+"""
 
 import asyncio
 import logging
@@ -7,6 +9,7 @@ import sys
 
 from penstock.core import log, postgres, server, telemetry
 from penstock.core.config import ConfigError
+from penstock.quota.audit import command
 from penstock.quota.config import QuotaConfig, read_config, read_dsn
 from penstock.quota.store.database import MIGRATIONS
 from penstock.quota.wiring import Quota
@@ -32,8 +35,11 @@ def main(arguments: list[str]) -> int:
             ran = asyncio.run(postgres.migrate(read_dsn(os.environ), MIGRATIONS))
             logger.info("migrations that ran: %s", ", ".join(ran) or "none, all had run before")
             return 0
+        if arguments and arguments[0] in command.COMMANDS:
+            return command.run(arguments, read_dsn(os.environ))
         if arguments:
-            print("usage: python -m penstock.quota [migrate]", file=sys.stderr)  # noqa: T201 - for who typed it
+            names = " | ".join(["migrate", *command.COMMANDS])
+            print(f"usage: python -m penstock.quota [{names}]", file=sys.stderr)  # noqa: T201 - for who typed it
             return 2
         config = read_config(os.environ)
         logger.info("configuration: %r", config)

@@ -1,4 +1,6 @@
-"""Accounts: an organisation, its teams, their keys. Ids as text (`org_7`) and as its number."""
+"""Accounts: an organisation, its teams, their keys; a pool is one organisation's account at a
+provider. Ids as text (`org_7`) and as its number.
+"""
 
 import hashlib
 import re
@@ -9,16 +11,21 @@ from typing import Literal
 
 from penstock.core.ids import API_KEY_PREFIX
 
-AccountKind = Literal["org", "team", "key"]
+AccountKind = Literal["org", "team", "key", "pool"]
 KeyState = Literal["active", "revoked", "expired", "suspended"]
-WindowKind = Literal["total", "month"]
+WindowKind = Literal["minute", "hour", "day", "week", "month", "total"]
+BudgetUnit = Literal["nano_usd", "requests", "tokens", "in_flight"]
+NumberedKind = Literal["budget", "limit", "grant"]
+
+ACCOUNT_KINDS: tuple[AccountKind, ...] = ("org", "team", "key", "pool")
 
 SECRET_BYTES = 24
 """192 bits from the system's generator: cannot be guessed, so a plain hash of it is enough."""
 PREFIX_CHARACTERS = 9
 """Shown to tell keys apart: 6 of its 32 random characters."""
 
-_ACCOUNT_ID = re.compile(r"(org|team|key)_([1-9][0-9]{0,17})")
+_ACCOUNT_ID = re.compile(r"(org|team|key|pool)_([1-9][0-9]{0,17})")
+_NUMBERED_ID = re.compile(r"(budget|limit|grant)_([1-9][0-9]{0,17})")
 ACCOUNT_NAME = re.compile(r"[a-z0-9-]{1,64}")
 
 
@@ -30,10 +37,31 @@ def format_budget_id(number: int) -> str:
     return f"budget_{number}"
 
 
+def format_limit_id(number: int) -> str:
+    """Of a rate limit: a budget in another unit than money."""
+    return f"limit_{number}"
+
+
+def format_grant_id(number: int) -> str:
+    return f"grant_{number}"
+
+
 def parse_id(text: str, *kinds: AccountKind) -> int | None:
     """The number in an account's id of one of these kinds; None: malformed or of another kind."""
     match = _ACCOUNT_ID.fullmatch(text)
     return int(match[2]) if match and match[1] in kinds else None
+
+
+def parse_numbered(text: str, kind: NumberedKind) -> int | None:
+    """The number in `budget_4`, `limit_4` or `grant_5`; None: malformed or of another kind."""
+    match = _NUMBERED_ID.fullmatch(text)
+    return int(match[2]) if match and match[1] == kind else None
+
+
+def kind_of(account_id: str) -> AccountKind:
+    """Of an id that was checked."""
+    kind = account_id.split("_", maxsplit=1)[0]
+    return next(known for known in ACCOUNT_KINDS if known == kind)
 
 
 def new_secret() -> str:
@@ -47,13 +75,19 @@ def secret_hash(secret: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """An organisation or a team; `org_id` is None for an organisation."""
+    """An organisation, a team or a pool; `org_id` is None but for a team.
+
+    `prepaid`: nothing is spent beyond its usable grants. `commercial`: it may not use grants for
+    non-commercial use.
+    """
 
     id: int
     kind: AccountKind
     name: str
     org_id: int | None
     suspended: bool
+    prepaid: bool
+    commercial: bool
     created_at: datetime
 
 
@@ -69,7 +103,11 @@ class KeyPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """An API key without its text."""
+    """An API key without its texts.
+
+    `prefix` is of the newest text, `secrets` says how many are valid now. `counts_requests`: a
+    limit in requests lies on its path.
+    """
 
     id: int
     org_id: int
@@ -78,24 +116,16 @@ class Key:
     state: KeyState
     policy: KeyPolicy
     prefix: str
+    secrets: int
+    counts_requests: bool
     created_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
-    """A limit on one account and window, with the balances of the window that is open now.
-
-    `limit_nano_usd` None is `unlimited`; `resets_at` None is never.
-    """
+class Pool:
+    """All providers of the catalogue that are one account at one provider."""
 
     id: int
-    account_kind: AccountKind
-    account_id: int
-    window: WindowKind
     name: str
-    time_zone: str
-    limit_nano_usd: int | None
-    posted_nano_usd: int
-    held_nano_usd: int
-    suspense_nano_usd: int
-    resets_at: datetime | None
+    providers: tuple[str, ...]
+    prepaid: bool

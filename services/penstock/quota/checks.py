@@ -9,7 +9,7 @@ from penstock.core import errors
 from penstock.core.errors import FieldViolation
 from penstock.core.ids import uuid7_unix_ms
 from penstock.core.money import format_usd
-from penstock.quota.account import AccountKind, parse_id
+from penstock.quota.account import AccountKind, NumberedKind, parse_id, parse_numbered
 from penstock.quota.ledger import AMOUNT_NANO_USD_MAX
 
 
@@ -69,6 +69,13 @@ class Faults:
         if number is None:
             shape = " or ".join(f"{kind}_<number>" for kind in kinds)
             self.add(field, f"{_upper(field)}_INVALID", f"takes an id of the form {shape}")
+            return 0
+        return number
+
+    def numbered(self, field: str, value: str, kind: NumberedKind) -> int:
+        number = parse_numbered(value, kind)
+        if number is None:
+            self.add(field, f"{_upper(field)}_INVALID", f"takes an id of the form {kind}_<number>")
             return 0
         return number
 

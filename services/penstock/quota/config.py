@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from penstock.core.config import ConfigError
+from penstock.quota.alerts.config import AlertsConfig, read_alerts_config
 
 LISTEN_DEFAULT = "127.0.0.1:7411"
 ADMIN_LISTEN_DEFAULT = "127.0.0.1:7412"
@@ -19,6 +20,7 @@ class QuotaConfig:
         admin_listen: host:port of AdminService, for operators.
         service_token: bearer that routers show.
         admin_token: bearer that operators show; never the same as the routers'.
+        alerts: who is told of alerts, see quota/alerts/config.py.
     """
 
     dsn: str = field(repr=False)
@@ -26,6 +28,7 @@ class QuotaConfig:
     admin_token: str = field(repr=False)
     listen: str = LISTEN_DEFAULT
     admin_listen: str = ADMIN_LISTEN_DEFAULT
+    alerts: AlertsConfig = field(default_factory=AlertsConfig)
 
 
 def read_dsn(environment: Mapping[str, str]) -> str:
@@ -53,6 +56,8 @@ def read_config(environment: Mapping[str, str]) -> QuotaConfig:
         faults.append("PENSTOCK_ADMIN_TOKEN: set it to the token that operators show")
     if service_token and service_token == admin_token:
         faults.append("PENSTOCK_ADMIN_TOKEN: must differ from PENSTOCK_SERVICE_TOKEN")
+    alerts, alerts_faults = read_alerts_config(environment)
+    faults += alerts_faults
     if faults:
         raise ConfigError(faults)
     return QuotaConfig(
@@ -61,4 +66,5 @@ def read_config(environment: Mapping[str, str]) -> QuotaConfig:
         admin_token=admin_token,
         listen=environment.get("PENSTOCK_QUOTA_LISTEN", LISTEN_DEFAULT),
         admin_listen=environment.get("PENSTOCK_QUOTA_ADMIN_LISTEN", ADMIN_LISTEN_DEFAULT),
+        alerts=alerts,
     )

@@ -10,7 +10,9 @@ import grpc
 from penstock.core import errors
 from penstock.core.telemetry import operation_span
 from penstock.quota import wire
+from penstock.quota.balances import Balances
 from penstock.quota.batcher import Batcher, Tell, Waiting
+from penstock.quota.entries import Entries
 from penstock.quota.key_watch import KeyWatch
 from penstock.quota.ledger import Operation
 from penstock.quota.store.account_store import AccountStore
@@ -31,16 +33,26 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class QuotaService(quota_pb2_grpc.QuotaServiceServicer):
     """The routers' side of the ledger."""
 
-    def __init__(self, batcher: Batcher, accounts: AccountStore, watch: KeyWatch) -> None:
+    def __init__(
+        self,
+        batcher: Batcher,
+        accounts: AccountStore,
+        watch: KeyWatch,
+        balances: Balances,
+        entries: Entries,
+    ) -> None:
         self._batcher = batcher
         self._accounts = accounts
         self._watch = watch
+        self._balances = balances
+        self._entries = entries
         self._streams: set[_Stream] = set()
         self._draining = False
 
     def drain(self) -> None:
         """Streams take nothing more and end once they have answered; routers then go elsewhere."""
         self._draining = True
+        self._balances.end_streams()
         for stream in self._streams:
             stream.stop_reading()
 
@@ -101,6 +113,22 @@ class QuotaService(quota_pb2_grpc.QuotaServiceServicer):
         finally:
             self._streams.discard(stream)
             stream.abandon()
+
+    async def GetBalance(
+        self, request: quota_pb2.GetBalanceRequest, _context: Context
+    ) -> quota_pb2.Balance:
+        return await self._balances.get(request)
+
+    async def WatchBalance(
+        self, request: quota_pb2.WatchBalanceRequest, _context: Context
+    ) -> AsyncIterator[quota_pb2.Balance]:
+        async for balance in self._balances.watch(request):
+            yield balance
+
+    async def ListEntries(
+        self, request: quota_pb2.ListEntriesRequest, _context: Context
+    ) -> quota_pb2.ListEntriesResponse:
+        return await self._entries.list(request)
 
 
 class _Stream:

@@ -11,15 +11,21 @@ from penstock.core.health import Health
 from penstock.core.server import DRAIN_SECONDS, Server
 from penstock.core.telemetry import Telemetry
 from penstock.core.telemetry_server import TraceInterceptor
-from penstock.quota.admin_service import AdminService
+from penstock.quota.admin_service import AdminParts, AdminService
+from penstock.quota.alerts.parts import alerts_of
+from penstock.quota.balances import Balances
 from penstock.quota.batcher import Batcher
 from penstock.quota.config import QuotaConfig
+from penstock.quota.entries import Entries
 from penstock.quota.key_watch import KeyWatch
+from penstock.quota.reconcile.admin import ReconcileAdmin
 from penstock.quota.service import QuotaService
 from penstock.quota.store.account_store import AccountStore
+from penstock.quota.store.adjust_store import AdjustStore
+from penstock.quota.store.balance_store import BalanceStore
 from penstock.quota.store.database import Database
+from penstock.quota.store.entry_store import EntryStore
 from penstock.quota.store.ledger_store import LedgerStore
-from penstock.quota.store.report_store import ReportStore
 from penstock.quota.sweeper import sweep_for_ever
 from penstock.quota.v1 import admin_pb2, admin_pb2_grpc, quota_pb2, quota_pb2_grpc
 
@@ -48,9 +54,21 @@ class Quota:
         ledger = LedgerStore(self._database)
         accounts = AccountStore(self._database)
         self._watch = watch = KeyWatch(config.dsn)
+        self._alerts, self._alerts_admin = alerts_of(
+            config.alerts, self._database, self._clock, self._telemetry
+        )
         self._batcher = Batcher(ledger, self._clock)
-        self._service = quota = QuotaService(self._batcher, accounts, watch)
-        admin = AdminService(accounts, ReportStore(self._database), self._batcher, self._clock)
+        self._service = quota = QuotaService(
+            self._batcher,
+            accounts,
+            watch,
+            Balances(BalanceStore(self._database)),
+            Entries(EntryStore(self._database)),
+        )
+        reconcile = ReconcileAdmin(
+            self._database, self._batcher, ledger, AdjustStore(self._database)
+        )
+        admin = AdminService(AdminParts.over(self._database, self._alerts_admin, reconcile))
 
         def add_quota(server: grpc.aio.Server) -> None:
             quota_pb2_grpc.add_QuotaServiceServicer_to_server(quota, server)
@@ -78,6 +96,7 @@ class Quota:
         await self.server.start()
         await self.admin_server.start()
         await self._health.set(SERVING, ok=True)
+        self._alerts.start()
         self._tasks = [
             asyncio.create_task(self._check_database()),
             asyncio.create_task(watch.run()),
@@ -89,7 +108,12 @@ class Quota:
         await self._health.set(SERVING, ok=False)
         self._service.drain()
         self._watch.end_streams()
-        await asyncio.gather(self.server.stop(grace_seconds), self.admin_server.stop(grace_seconds))
+        await asyncio.gather(
+            self.server.stop(grace_seconds),
+            self.admin_server.stop(grace_seconds),
+            self._alerts.stop(),
+        )
+        await self._alerts.aclose()
         await self._batcher.drain()
         for task in self._tasks:
             task.cancel()

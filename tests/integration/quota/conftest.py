@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from penstock.core.postgres_server import PrivateServer
+from support.admin import admin
 from support.ledger import ledger, ledger_dsn, migrated_database
 from support.postgres import database_dsn, postgres_server
 from support.quota_process import QuotaProcess, quota_process
 
-__all__ = ["database_dsn", "ledger", "ledger_dsn", "postgres_server"]
+__all__ = ["admin", "database_dsn", "ledger", "ledger_dsn", "postgres_server"]
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Bad input: every fault has a reason of its own, names its field, and changes nothing."""
 
-from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
+import json
 
 import grpc
 import pytest
@@ -92,61 +91,38 @@ async def test_faulty_settles_and_voids_are_refused(quota: QuotaProcess) -> None
     )
 
 
-async def test_faulty_administration_is_refused(quota: QuotaProcess) -> None:
+async def test_who_and_why_come_with_the_call_and_a_try_changes_nothing(
+    quota: QuotaProcess,
+) -> None:
     key = (await quota.new_key(100, name=new_name())).key
-    budget = SimpleNamespace(
-        account_id=key.id, window=admin_pb2.Budget.WINDOW_MONTH, limit_nano_usd=1
+    request = admin_pb2.SetBudgetRequest(
+        account_id=key.id, window=admin_pb2.Budget.WINDOW_DAY, limit_nano_usd=1
     )
+    who = (*ADMIN, ("x-penstock-actor", "ops@example.org"), ("x-penstock-reason", "ticket 7"))
 
-    def changed(**changes: object) -> admin_pb2.SetBudgetRequest:
-        return admin_pb2.SetBudgetRequest(**(vars(budget) | changes))
+    tried = await quota.admin.SetBudget(request, metadata=(*who, ("x-penstock-dry-run", "1")))
+    listed = await quota.admin.ListBudgets(
+        admin_pb2.ListBudgetsRequest(account_id=key.id), metadata=ADMIN
+    )
+    assert ("day", ["total"]) == (tried.name, [budget.name for budget in listed.budgets])
+    for header, value in (("x-penstock-actor", "a" * 129), ("x-penstock-dry-run", "yes")):
+        reason = await reason_of(
+            quota.admin.SetBudget(request, metadata=((*ADMIN, (header, value))))
+        )
+        assert reason in {"INVALID_ARGUMENT ACTOR_INVALID", "INVALID_ARGUMENT DRY_RUN_INVALID"}
+    await quota.admin.SetBudget(request, metadata=who)
 
-    past = datetime.now(UTC) - timedelta(days=1)
-    listed = await quota.admin.ListAccounts(admin_pb2.ListAccountsRequest(), metadata=ADMIN)
-    org = next(account for account in listed.accounts if account.kind == admin_pb2.Account.KIND_ORG)
-    cases = [
-        (quota.admin.SetBudget, changed(account_id="key_x"), "ACCOUNT_ID_INVALID"),
-        (quota.admin.SetBudget, changed(account_id="key_99999999"), "NOT_FOUND KEY_UNKNOWN"),
-        (quota.admin.SetBudget, changed(window=0), "WINDOW_INVALID"),
-        (quota.admin.SetBudget, changed(time_zone="Mars/Olympus"), "TIME_ZONE_UNKNOWN"),
-        (quota.admin.SetBudget, changed(limit_nano_usd=-1), "AMOUNT_NEGATIVE"),
-        (quota.admin.SetBudget, changed(limit_nano_usd=None), "LIMIT_MISSING"),
-        (
-            quota.admin.CreateAccount,
-            admin_pb2.CreateAccountRequest(kind=1, name="Not Allowed"),
-            "NAME_INVALID",
-        ),
-        (
-            quota.admin.CreateAccount,
-            admin_pb2.CreateAccountRequest(kind=1, name=org.name),
-            "ALREADY_EXISTS ACCOUNT_NAME_TAKEN",
-        ),
-        (
-            quota.admin.CreateAccount,
-            admin_pb2.CreateAccountRequest(kind=2, name="t", org_id="org_99999999"),
-            "NOT_FOUND ORG_UNKNOWN",
-        ),
-        (
-            quota.admin.CreateKey,
-            admin_pb2.CreateKeyRequest(team_id="team_99999999", name="k"),
-            "NOT_FOUND TEAM_UNKNOWN",
-        ),
-        (
-            quota.admin.CreateKey,
-            admin_pb2.CreateKeyRequest(team_id=key.team_id, name="k", expires_at=past),
-            "EXPIRES_AT_INVALID",
-        ),
-        (quota.admin.RevokeKey, admin_pb2.RevokeKeyRequest(key_id="key_99999999"), "KEY_UNKNOWN"),
-        (
-            quota.admin.ListEntries,
-            admin_pb2.ListEntriesRequest(page_size=1001),
-            "PAGE_SIZE_INVALID",
-        ),
-        (
-            quota.admin.ListEntries,
-            admin_pb2.ListEntriesRequest(page_token="-1"),
-            "PAGE_TOKEN_INVALID",
-        ),
-    ]
-    for method, request, reason in cases:
-        assert reason in await reason_of(method(request, metadata=ADMIN)), request
+    wanted = quota_pb2.ListEntriesRequest(account_id=key.id, operation="configure", page_size=2)
+    for metadata, stub in ((ADMIN, quota.admin), (SERVICE, quota.quota)):
+        last, before = (await stub.ListEntries(wanted, metadata=metadata)).entries
+        assert ("ops@example.org", "ticket 7", "admin") == (last.actor, last.reason, before.actor)
+        assert "day" == json.loads(last.detail_json)["after"]["name"]
+
+
+async def test_a_fault_of_an_operators_call_names_its_field(quota: QuotaProcess) -> None:
+    request = admin_pb2.SetBudgetRequest(account_id="key_x", name="No", limit_nano_usd=-1)
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await quota.admin.SetBudget(request, metadata=ADMIN)
+    told = from_rpc_error(raised.value)
+    assert "ACCOUNT_ID_INVALID" == told.reason
+    assert ["account_id", "name", "limit_nano_usd"] == [v.field for v in told.violations]

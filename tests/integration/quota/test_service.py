@@ -123,7 +123,7 @@ async def test_a_refusal_names_the_budget_and_its_reset(quota: QuotaProcess) -> 
     request = admin_pb2.SetBudgetRequest(
         account_id=key_id,
         window=admin_pb2.Budget.WINDOW_MONTH,
-        name="pocket money",
+        name="pocket-money",
         time_zone="Europe/Berlin",
         limit_nano_usd=0,
     )
@@ -138,8 +138,8 @@ async def test_a_refusal_names_the_budget_and_its_reset(quota: QuotaProcess) -> 
         told.reason,
     )
     reset = f"{budget.resets_at.ToDatetime():%Y-%m-%dT%H:%M:%SZ}"
-    assert ("pocket money", reset) == (told.metadata["budget_name"], told.metadata["resets_at"])
-    assert "pocket money" in told.message
+    assert ("pocket-money", reset) == (told.metadata["budget_name"], told.metadata["resets_at"])
+    assert "pocket-money" in told.message
     assert reset in told.message
 
 
@@ -212,6 +212,34 @@ async def test_sigterm_answers_what_was_taken_ends_the_streams_and_exits_cleanly
             assert await quota.process.wait() == 0
 
 
+async def test_a_watched_balance_follows_and_ends_with_the_process(
+    module_dsn: str, tmp_path: Path
+) -> None:
+    async with quota_process(module_dsn, tmp_path) as quota:
+        key_id = (await quota.new_key(100, name=new_name())).key.id
+        request = quota_pb2.WatchBalanceRequest(account_id=key_id, interval_ms=100)
+        watch = quota.quota.WatchBalance(request, metadata=SERVICE)
+        slow = quota.quota.WatchBalance(
+            quota_pb2.WatchBalanceRequest(account_id=key_id, interval_ms=60_000), metadata=SERVICE
+        )
+        first = await watch.read()
+        assert 100 == first.budgets[0].remaining_nano_usd
+        assert first.budgets == (await slow.read()).budgets
+
+        await quota.quota.Reserve(one_nano(key_id), metadata=SERVICE)
+        assert 99 == (await watch.read()).budgets[0].remaining_nano_usd
+        balance = await quota.quota.GetBalance(
+            quota_pb2.GetBalanceRequest(account_id=key_id), metadata=SERVICE
+        )
+        assert 99 == balance.budgets[0].remaining_nano_usd
+
+        quota.process.terminate()
+        async with asyncio.timeout(5):
+            assert grpc.aio.EOF is await watch.read()
+            assert grpc.aio.EOF is await slow.read()
+            assert 0 == await quota.process.wait()
+
+
 async def test_entries_and_usage_agree_to_the_nano(quota: QuotaProcess) -> None:
     key = (await quota.new_key(10**9, name=new_name())).key
     costs = [17, 0, 123_456_789]
@@ -242,7 +270,7 @@ async def test_entries_and_usage_agree_to_the_nano(quota: QuotaProcess) -> None:
     entries, token = [], ""
     while True:
         page = await quota.admin.ListEntries(
-            admin_pb2.ListEntriesRequest(request_id=f"req-{key.id}", page_size=4, page_token=token),
+            quota_pb2.ListEntriesRequest(request_id=f"req-{key.id}", page_size=4, page_token=token),
             metadata=ADMIN,
         )
         entries += page.entries

@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from penstock.core import errors
+from penstock.core import errors, postgres
 from penstock.quota.ledger import (
     ID_HORIZON_MS,
     Answer,
@@ -116,13 +116,16 @@ class LedgerStore:
         )
 
     async def _apply_once(self, batch: Sequence[Timed]) -> list[Outcome]:
-        rows = [_row(n, timed) for n, timed in enumerate(batch, 1)]
         async with self._database.connection() as connection:
-            verdicts = await connection.fetch(
-                "SELECT * FROM apply_batch($1, $2)", rows, ID_HORIZON_MS
-            )
-        assert len(verdicts) == len(batch)
-        return [_outcome(v, one.operation) for v, one in zip(verdicts, batch, strict=True)]
+            return await apply_on(connection, batch)
+
+
+async def apply_on(connection: postgres.Connection, batch: Sequence[Timed]) -> list[Outcome]:
+    """Within a transaction of the caller's, who answers for its conflicts."""
+    rows = [row(n, timed) for n, timed in enumerate(batch, 1)]
+    verdicts = await connection.fetch("SELECT * FROM apply_batch($1, $2)", rows, ID_HORIZON_MS)
+    assert len(verdicts) == len(batch)
+    return [_outcome(v, one.operation) for v, one in zip(verdicts, batch, strict=True)]
 
 
 # Fields of `ledger_operation`, in its order: what an operation has not is NULL.
@@ -130,7 +133,8 @@ _NO_RESERVE = (None,) * 11
 _NO_USAGE = (None,) * 7
 
 
-def _row(n: int, timed: Timed) -> tuple[Any, ...]:
+def row(n: int, timed: Timed) -> tuple[Any, ...]:
+    """A `ledger_operation`; `n`: its place in the batch, from 1."""
     o = timed.operation
     if isinstance(o, Reserve):
         return (

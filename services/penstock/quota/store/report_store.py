@@ -1,60 +1,68 @@
-"""What was moved and what was spent, read from the entries."""
+"""What was spent, read from the entries."""
 
 from collections.abc import Sequence
 from datetime import datetime
 
 import asyncpg
 
+from penstock.quota.account import AccountKind
+from penstock.quota.store.changes import require_account
 from penstock.quota.store.database import Database
 
-_ENTRIES = """
-    SELECT e.id, e.at, e.operation, e.reservation_id, r.request_id, r.attempt, e.key_id, r.provider,
-        r.model, e.posted, e.held, e.suspense,
-        x.ends AND r.state = 'settled' AS settles, r.prompt_tokens, r.completion_tokens,
-        r.estimated, r.overage, e.operation = 'late_settle' OR (x.ends AND r.late) AS late,
-        CASE WHEN x.ends THEN r.outcome END AS outcome,
-        CASE WHEN x.ends THEN r.trace_id END AS trace_id
-    FROM entries e
-    JOIN reservations r ON r.id = e.reservation_id
-    CROSS JOIN LATERAL (SELECT e.operation IN ('settle', 'late_settle', 'void') AS ends) AS x
-    WHERE ($1::text IS NULL OR e.reservation_id IN
-            (SELECT id FROM reservations WHERE request_id = $1))
-        AND ($2::bigint IS NULL OR e.key_id = $2)
-        AND ($3::bigint IS NULL OR e.id < $3)
-    ORDER BY e.id DESC LIMIT $4
-"""
+# Adjusting and resolving entries count where their attempt does; those of an account have no model.
 _USAGE = """
     WITH spent AS (
-        SELECT r.org_id, e.key_id, r.provider, r.model, count(*) AS attempts,
-            sum(r.prompt_tokens) AS prompt_tokens, sum(r.completion_tokens) AS completion_tokens,
+        SELECT e.account_id, r.provider, r.model,
+            count(*) FILTER (WHERE x.ends) AS attempts,
+            sum(r.prompt_tokens) FILTER (WHERE x.ends) AS prompt_tokens,
+            sum(r.completion_tokens) FILTER (WHERE x.ends) AS completion_tokens,
             sum(e.posted) AS posted, sum(e.posted) FILTER (WHERE r.estimated) AS estimated,
             0 AS held, 0 AS suspense
-        FROM entries e JOIN reservations r ON r.id = e.reservation_id
-        WHERE e.operation IN ('settle', 'late_settle')
+        FROM {entries} e
+        LEFT JOIN reservations r ON r.id = e.reservation_id
+        CROSS JOIN LATERAL (SELECT e.operation IN ('settle', 'late_settle') AS ends) AS x
+        WHERE (x.ends OR e.posted <> 0)
             AND e.at >= coalesce($1, '-infinity'::timestamptz)
             AND e.at < coalesce($2, 'infinity'::timestamptz)
-        GROUP BY 1, 2, 3, 4
+            {pool}
+        GROUP BY 1, 2, 3
         UNION ALL
-        SELECT org_id, key_id, provider, model, count(*), 0, 0, 0, 0,
-            sum(amount) FILTER (WHERE state = 'held'),
-            sum(amount) FILTER (WHERE state = 'expired')
-        FROM reservations
-        WHERE (state = 'held' OR (state = 'expired' AND pool = 'paid'))
-            AND created_at >= coalesce($1, '-infinity'::timestamptz)
-            AND created_at < coalesce($2, 'infinity'::timestamptz)
-        GROUP BY 1, 2, 3, 4
+        SELECT r.key_id, r.provider, r.model, count(*), 0, 0, 0, 0,
+            sum(r.amount) FILTER (WHERE r.state = 'held'),
+            sum(r.amount) FILTER (WHERE r.state = 'expired')
+        FROM reservations r
+        WHERE (r.state = 'held' OR (r.state = 'expired' AND r.pool = 'paid'))
+            AND r.created_at >= coalesce($1, '-infinity'::timestamptz)
+            AND r.created_at < coalesce($2, 'infinity'::timestamptz)
+            {holders} {pool}
+        GROUP BY 1, 2, 3
     )
-    SELECT s.org_id, a.team_id, s.key_id, s.provider, s.model, sum(s.attempts)::bigint AS attempts,
-        sum(s.prompt_tokens)::bigint AS prompt_tokens,
-        sum(s.completion_tokens)::bigint AS completion_tokens, sum(s.posted)::bigint AS posted,
-        coalesce(sum(s.estimated), 0)::bigint AS estimated,
+    SELECT coalesce(a.org_id, a.id) AS org_id,
+        coalesce(a.team_id, CASE a.kind WHEN 'team' THEN a.id END) AS team_id,
+        CASE a.kind WHEN 'key' THEN a.id END AS key_id,
+        coalesce(s.provider, '') AS provider, coalesce(s.model, '') AS model,
+        sum(s.attempts)::bigint AS attempts,
+        coalesce(sum(s.prompt_tokens), 0)::bigint AS prompt_tokens,
+        coalesce(sum(s.completion_tokens), 0)::bigint AS completion_tokens,
+        sum(s.posted)::bigint AS posted, coalesce(sum(s.estimated), 0)::bigint AS estimated,
         coalesce(sum(s.held), 0)::bigint AS held,
         coalesce(sum(s.suspense), 0)::bigint AS suspense
-    FROM spent s JOIN accounts a ON a.id = s.key_id
-    WHERE $3::bigint IS NULL OR $3 IN (a.org_id, a.team_id, a.id)
+    FROM spent s JOIN accounts a ON a.id = s.account_id
+    WHERE a.kind <> 'pool'
     GROUP BY 1, 2, 3, 4, 5
-    ORDER BY 1, 2, 3, 4, 5
+    ORDER BY 1, 2 NULLS FIRST, 3 NULLS FIRST, 4, 5
 """
+_BELOW = "SELECT a.id FROM accounts a WHERE $3 IN (a.org_id, a.team_id, a.id)"
+_ALL = _USAGE.format(entries="entries", holders="", pool="")
+_OF_ACCOUNT = _USAGE.format(
+    # Each account's own entries by their index.
+    entries=f"({_BELOW}) AS l CROSS JOIN LATERAL"  # noqa: S608 - of our own texts
+    " (SELECT * FROM entries n WHERE n.account_id = l.id OFFSET 0)",
+    holders=f"AND r.key_id IN ({_BELOW}) AND r.org_id ="  # noqa: S608 - likewise
+    " (SELECT coalesce(o.org_id, o.id) FROM accounts o WHERE o.id = $3)",
+    pool="",
+)
+_OF_POOL = _USAGE.format(entries="entries", holders="", pool="AND r.pool_id = $3")
 
 
 class ReportStore:
@@ -63,24 +71,26 @@ class ReportStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def entries(
-        self, *, request_id: str | None, key_id: int | None, before_id: int | None, rows_max: int
-    ) -> Sequence[asyncpg.Record]:
-        """Newest first, older than the entry `before_id`."""
-        async with self._database.connection() as connection:
-            rows: Sequence[asyncpg.Record] = await connection.fetch(
-                _ENTRIES, request_id, key_id, before_id, rows_max
-            )
-        return rows
-
     async def usage(
-        self, *, since: datetime | None, until: datetime | None, account_id: int | None
+        self,
+        *,
+        since: datetime | None,
+        until: datetime | None,
+        account: tuple[AccountKind, int] | None,
     ) -> Sequence[asyncpg.Record]:
         """One row a key, provider and model, over attempts that settled in the time, or that were
-        made in it and still hold or are suspected.
+        made in it and still hold or are suspected; and one an account that was adjusted as such.
+
+        Raises NotFound: the account.
         """
-        async with self._database.connection() as connection:
-            rows: Sequence[asyncpg.Record] = await connection.fetch(
-                _USAGE, since, until, account_id
-            )
+        async with self._database.connection() as connection, connection.transaction():
+            await connection.execute("SET LOCAL plan_cache_mode = force_custom_plan")
+            rows: Sequence[asyncpg.Record]
+            if account is None:
+                rows = await connection.fetch(_ALL, since, until)
+            else:
+                await connection.execute("SET LOCAL enable_seqscan = off")
+                await require_account(connection, *account)
+                query = _OF_POOL if account[0] == "pool" else _OF_ACCOUNT
+                rows = await connection.fetch(query, since, until, account[1])
         return rows

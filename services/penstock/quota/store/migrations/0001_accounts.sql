@@ -95,6 +95,8 @@ CREATE TABLE grants (
     tags jsonb NOT NULL DEFAULT '{}',
     commercial_use boolean NOT NULL,
     created_at timestamptz NOT NULL,
+    -- What was asked: the fingerprint of a repeated creation, whatever became of the grant.
+    asked jsonb NOT NULL DEFAULT '{}',
     CHECK (starts_at < expires_at)
 );
 CREATE INDEX grants_account ON grants (account_id, expires_at);

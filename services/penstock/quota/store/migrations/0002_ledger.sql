@@ -83,7 +83,10 @@ CREATE TABLE epochs (
     closed_at timestamptz,
     -- Its balances were recomputed from its entries and found right.
     sealed_at timestamptz,
-    detached_at timestamptz
+    detached_at timestamptz,
+    -- Of a sealed one: how many entries there were until its end, and what they posted in all.
+    entries bigint,
+    posted numeric
 );
 CREATE UNIQUE INDEX epochs_open ON epochs ((true)) WHERE closed_at IS NULL;
 INSERT INTO epochs VALUES (1, ledger_now());
@@ -142,11 +145,19 @@ $$;
 CREATE TRIGGER entries_append_only BEFORE UPDATE OR DELETE ON entries
 FOR EACH ROW EXECUTE FUNCTION refuse_change();
 
+-- Made apart and then attached: that waits for no reader or writer of the entries, and stalls none.
+-- Does nothing where it is there.
 CREATE FUNCTION create_partition(epoch integer) RETURNS void
 LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
+    IF to_regclass(format('entries_%s', epoch)) IS NOT NULL THEN
+        RETURN;
+    END IF;
     EXECUTE format(
-        'CREATE TABLE entries_%s PARTITION OF entries FOR VALUES FROM (%s) TO (%s)',
+        'CREATE TABLE entries_%s (LIKE entries INCLUDING CONSTRAINTS INCLUDING DEFAULTS
+            INCLUDING INDEXES)', epoch);
+    EXECUTE format(
+        'ALTER TABLE entries ATTACH PARTITION entries_%s FOR VALUES FROM (%s) TO (%s)',
         epoch, epoch, epoch + 1);
     EXECUTE format(
         'CREATE TRIGGER entries_never_emptied BEFORE TRUNCATE ON entries_%s
@@ -155,14 +166,29 @@ END
 $$;
 SELECT create_partition(1);
 
+-- An operator's adjustments by the keys of their choosing: each is made once.
+CREATE TABLE adjustments (
+    adjustment_key text PRIMARY KEY,
+    -- One of the two.
+    account_id bigint REFERENCES accounts,
+    reservation_id uuid,
+    amount bigint NOT NULL,
+    entry_id bigint,
+    CHECK ((account_id IS NULL) <> (reservation_id IS NULL))
+);
+
 -- The balances at the end of a sealed epoch: what is behind it need not be read again.
 CREATE TABLE checkpoint_buckets (
     epoch integer NOT NULL REFERENCES epochs,
-    bucket_id bigint NOT NULL REFERENCES buckets,
+    -- Of `buckets`. No foreign key: a hundred thousand checks a seal, where the audit makes one.
+    bucket_id bigint NOT NULL,
     posted bigint NOT NULL,
     held bigint NOT NULL,
     suspense bigint NOT NULL,
     lapsed bigint NOT NULL,
+    -- What was ever taken without being asked first (overage, late, adjusted): as much may lie over
+    -- the limit, and no more.
+    unasked bigint NOT NULL,
     PRIMARY KEY (epoch, bucket_id)
 );
 -- The reservations that held or were suspected then.
@@ -171,6 +197,9 @@ CREATE TABLE checkpoint_reservations (
     reservation_id uuid NOT NULL,
     held bigint NOT NULL,
     suspense bigint NOT NULL,
+    -- Of its slices together.
+    slice_held bigint NOT NULL,
+    slice_suspense bigint NOT NULL,
     PRIMARY KEY (epoch, reservation_id)
 );
 

@@ -72,9 +72,12 @@ LANGUAGE sql IMMUTABLE STRICT AS $$
     SELECT array_agg(a * by ORDER BY place) FROM unnest(amounts) WITH ORDINALITY AS u (a, place)
 $$;
 
--- The facts of a budget or limit that has too little left, for the caller's eyes.
+-- The facts of a budget or limit that has too little left, for the caller's eyes. What the batch
+-- itself changed of the holds in flight is not in the tables yet: it has resolved `resolved`, and the
+-- first of those that it made ends at `frees_at`.
 CREATE FUNCTION refusal_of(
-    bucket bigint, posted_now bigint, held_now bigint, suspense_now bigint, asked bigint
+    bucket bigint, posted_now bigint, held_now bigint, suspense_now bigint, asked bigint,
+    resolved uuid[], frees_at timestamptz
 )
 RETURNS jsonb
 LANGUAGE sql STABLE AS $$
@@ -84,13 +87,14 @@ LANGUAGE sql STABLE AS $$
         'posted', posted_now, 'held', held_now, 'suspense', suspense_now, 'requested', asked,
         'resets_at_ms', (extract(epoch FROM CASE
             WHEN x.unit <> 'in_flight' THEN window_end(x.kind, x.time_zone, b.window_key)
-            WHEN a.kind = 'pool' THEN (
+            WHEN a.kind = 'pool' THEN least(frees_at, (
                 SELECT min(r.expires_at) FROM reservations r
-                WHERE r.state = 'held' AND r.pool_id = a.id AND b.id = ANY (r.bucket_ids))
-            ELSE (
+                WHERE r.state = 'held' AND r.pool_id = a.id AND b.id = ANY (r.bucket_ids)
+                    AND r.id <> ALL (resolved)))
+            ELSE least(frees_at, (
                 SELECT min(r.expires_at) FROM reservations r
                 WHERE r.state = 'held' AND r.org_id = coalesce(a.org_id, a.id)
-                    AND b.id = ANY (r.bucket_ids))
+                    AND b.id = ANY (r.bucket_ids) AND r.id <> ALL (resolved)))
         END) * 1000)::bigint
     )
     FROM buckets b JOIN budgets x ON x.id = b.budget_id JOIN accounts a ON a.id = x.account_id
@@ -148,7 +152,9 @@ DECLARE
     b_suspense bigint[];
     b_lapsed bigint[];
     b_soft bigint[];            -- what is spent from here on, a warning is due for
+    b_frees timestamptz[];      -- in flight: when the first hold that this batch made ends
     steps ledger_step[];
+    resolved uuid[];
     -- By operation.
     reasons text[];             -- NULL: done, now or before
     fresh boolean[];            -- its id was not known before
@@ -229,7 +235,7 @@ BEGIN
         ) AS w ON x.unit = 'nano_usd';
         moment := ledger_now();
         SELECT coalesce(bool_and(r.bucket_ids || r.slice_ids <@ coalesce(b_ids, '{}')), true)
-        INTO covered FROM reservations r WHERE r.id = ANY (ids);
+        INTO covered FROM reservations r WHERE r.id = ANY (ids || expired_ids);
         -- A new minute opens new windows, and a hold belongs to the one in which it is made.
         EXIT WHEN covered AND date_trunc('minute', at) = date_trunc('minute', moment);
         at := moment;
@@ -270,7 +276,8 @@ BEGIN
         m.posted_sign, 1, m.amount, m.posted, m.tokens, m.tokens_posted, m.slice_ids,
         scaled(m.slice_amounts, m.held_sign), scaled(m.slice_amounts, m.suspense_sign),
         slices_posted(m.slice_amounts, m.slice_sides, m.amount, m.posted)
-    )::ledger_step ORDER BY m.n, m.id) INTO steps FROM moved m;
+    )::ledger_step ORDER BY m.n, m.id), coalesce(array_agg(m.id), '{}')
+    INTO steps, resolved FROM moved m;
 
     SELECT array_agg(CASE
             WHEN o.op = 'reserve' THEN CASE
@@ -438,7 +445,7 @@ BEGIN
                 reason := CASE b_units[p]
                     WHEN 'nano_usd' THEN 'BUDGET_EXCEEDED' ELSE 'RATE_LIMITED' END;
                 facts[t_n[i]] := refusal_of(
-                    b_ids[p], b_posted[p], b_held[p], b_suspense[p], need);
+                    b_ids[p], b_posted[p], b_held[p], b_suspense[p], need, resolved, b_frees[p]);
                 EXIT;
             END IF;
             IF b_units[p] = 'nano_usd' THEN
@@ -479,6 +486,10 @@ BEGIN
                 b_held[p] := b_held[p] + t_tokens[i];
             ELSE
                 b_held[p] := b_held[p] + t_requests[i];
+                IF b_units[p] = 'in_flight' AND t_requests[i] > 0 THEN
+                    b_frees[p] := least(b_frees[p], moment
+                        + (operations[t_n[i]]).ttl_ms * interval '1 millisecond');
+                END IF;
             END IF;
         END LOOP;
         CONTINUE WHEN c_places IS NULL;

@@ -1,0 +1,163 @@
+"""Closes the open epoch, proves the closed one, and keeps its balances as a checkpoint.
+
+Each step is a transaction of its own and is skipped where it was done before, so that a seal may be
+killed at any moment and run again. Until its proof is committed an epoch is merely closed.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import asyncpg
+
+from penstock.core import postgres
+from penstock.quota.audit import queries
+from penstock.quota.audit.auditor import Examination, connected, snapshot
+from penstock.quota.audit.report import AuditReport, Busy, Progress, quiet
+
+LOCK_TIMEOUT_MS = 100
+"""Batches queue behind a lock that waits for an older transaction: it waits no longer than this."""
+TRIES_MAX = 100
+TRIES_PAUSE_SECONDS = 0.2
+"""Between two tries: the batches that queued go first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What a seal came to.
+
+    Attributes:
+        epoch: Which was proven; None: there was nothing to seal.
+        report: Of the proof; not `ok`: nothing was sealed.
+        buckets: Balances in the checkpoint.
+        reservations: Those that held or were suspected at its end.
+    """
+
+    epoch: int | None
+    report: AuditReport | None = None
+    buckets: int = 0
+    reservations: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return self.report is None or self.report.ok
+
+
+@asynccontextmanager
+async def maintenance(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection, one at a time over the whole database: the next waits."""
+    async with connected(dsn) as connection:
+        await connection.execute("SELECT pg_advisory_lock(hashtext('penstock.maintenance'))")
+        yield connection
+
+
+async def patiently(
+    connection: postgres.Connection, work: Callable[[], Awaitable[None]], what: str
+) -> None:
+    """Does it once its locks can be had at once, so that nobody waits long behind it.
+
+    Raises:
+        Busy: they could not, in all the tries.
+    """
+    await connection.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
+    try:
+        for _ in range(TRIES_MAX):
+            try:
+                await work()
+                return
+            except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
+                await asyncio.sleep(TRIES_PAUSE_SECONDS)
+    finally:
+        if not connection.is_closed():
+            await connection.execute("SET lock_timeout = 0")
+    raise Busy(f"{what}: another transaction holds a lock for too long; try again")
+
+
+async def close_epoch(connection: postgres.Connection, progress: Progress = quiet) -> int | None:
+    """Begins a new epoch; the number of the one that it closed. None: it has no entry yet.
+
+    Raises:
+        Busy: a transaction that writes entries went on for too long.
+    """
+    epoch: int = await connection.fetchval("SELECT id FROM epochs WHERE closed_at IS NULL")
+    if not await connection.fetchval("SELECT EXISTS (SELECT FROM entries WHERE epoch = $1)", epoch):
+        return None
+
+    async def prepare() -> None:
+        await connection.execute("SELECT create_partition($1)", epoch + 1)
+
+    async def close() -> None:
+        async with connection.transaction():
+            # Waits for the batches under way; those that come now wait for this.
+            await connection.execute("SELECT pg_advisory_xact_lock(hashtext('penstock.epoch'))")
+            await connection.execute(
+                "WITH closed AS ("
+                " UPDATE epochs SET closed_at = ledger_now() WHERE id = $1 RETURNING closed_at)"
+                " INSERT INTO epochs (id, began_at) SELECT $1 + 1, closed_at FROM closed",
+                epoch,
+            )
+
+    progress("preparing", 0, 1)
+    await patiently(connection, prepare, f"making the partition of epoch {epoch + 1}")
+    progress("closing", 0, 1)
+    await patiently(connection, close, f"closing epoch {epoch}")
+    progress("closed", 1, 1)
+    return epoch
+
+
+async def prove(connection: postgres.Connection, epoch: int, progress: Progress = quiet) -> Sealed:
+    """Seals a closed epoch if everything holds: the last checkpoint, its entries and the later ones
+    are the balances of this moment, in one snapshot.
+    """
+    async with snapshot(connection):
+        base: int = await connection.fetchval(queries.SEALED_BASE)
+        examination = Examination(connection, base, progress)
+        report = await examination.run()
+        if not report.ok:
+            return Sealed(epoch, report)
+        progress("writing", 0, 1)
+        buckets = await connection.execute(queries.WRITE_CHECKPOINT, epoch)
+        reservations = 0
+        async for low, high in examination.ranges_of_reservations("carrying over"):
+            written = await connection.execute(queries.CARRY_RESERVATIONS, low, high, base, epoch)
+            reservations += _rows(written)
+        await connection.execute(
+            "UPDATE epochs e SET sealed_at = ledger_now(),"
+            " entries = coalesce(b.entries, 0) + $2, posted = coalesce(b.posted, 0) + $3"
+            " FROM (VALUES (1)) AS one LEFT JOIN epochs b ON b.id = $4 WHERE e.id = $1",
+            epoch,
+            *_until(report, epoch),
+            base,
+        )
+        progress("committing", 0, 1)
+    progress("sealed", 1, 1)
+    return Sealed(epoch, report, _rows(buckets), reservations)
+
+
+async def seal(dsn: str, progress: Progress = quiet) -> Sealed:
+    """Closes the open epoch and seals it; first one that was closed before and never sealed.
+
+    Raises:
+        Busy: a transaction that writes entries went on for too long.
+    """
+    async with maintenance(dsn) as connection:
+        epoch = await connection.fetchval(
+            "SELECT min(id) FROM epochs WHERE closed_at IS NOT NULL AND sealed_at IS NULL"
+        )
+        if epoch is None:
+            epoch = await close_epoch(connection, progress)
+        if epoch is None:
+            return Sealed(None)
+        return await prove(connection, epoch, progress)
+
+
+def _until(report: AuditReport, epoch: int) -> tuple[int, int]:
+    """Entries and nano-USD posted until the end of the epoch, from the base on."""
+    before = [figures for figures in report.epochs if figures[0] <= epoch]
+    return sum(entries for _, entries, _ in before), sum(posted for *_, posted in before)
+
+
+def _rows(status: str) -> int:
+    """Of a command's tag, `INSERT 0 12`."""
+    return int(status.rsplit(" ", 1)[1])

@@ -1,0 +1,297 @@
+"""Adjustments: an operator posts an amount, or gives one back, once."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from penstock.core import errors, postgres
+from penstock.quota.account import AccountKind, format_id
+from penstock.quota.store.changes import Change, Writing, changing
+from penstock.quota.store.database import Database
+from penstock.quota.store.entry_store import entry_by_id
+
+# As apply_batch does: a threshold that was passed is told of once.
+_WARN = """
+    INSERT INTO alerts (alert_key, kind, at, account_id, detail)
+    SELECT format('threshold:%s:%s', b.id, per_cent), 'budget_threshold', ledger_now(),
+        x.account_id, jsonb_build_object(
+            'budget_id', x.id, 'budget_name', x.name, 'window', x.kind, 'percent', per_cent,
+            'limit_nano_usd', x.limit_amount, 'spent_nano_usd', s.spent, 'resets_at_ms',
+            (extract(epoch FROM window_end(x.kind, x.time_zone, b.window_key)) * 1000)::bigint)
+    FROM unnest($1::bigint[], $2::bigint[]) AS u (id, amount)
+    JOIN buckets b ON b.id = u.id
+    JOIN budgets x ON x.id = b.budget_id
+    CROSS JOIN unnest(x.soft_percents) AS per_cent
+    CROSS JOIN LATERAL (
+        SELECT b.posted + b.suspense AS spent,
+            ceil(x.limit_amount::numeric * per_cent / 100) AS soft
+    ) AS s
+    WHERE s.spent >= s.soft AND s.spent - u.amount < s.soft
+    ON CONFLICT DO NOTHING
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Adjustment:
+    """Exactly one of `account` and `reservation_id` is given; the amount is never 0."""
+
+    adjustment_key: str
+    account: tuple[AccountKind, int] | None
+    reservation_id: str | None
+    amount_nano_usd: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Slices:
+    ids: list[int]
+    posted: list[int]
+
+
+class AdjustStore:
+    """Each adjustment is one entry and moves all of its buckets, or none."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def adjust(self, change: Change, wanted: Adjustment) -> asyncpg.Record:
+        """The entry, as EntryStore reads it; of a repeat the one that is there.
+
+        Raises:
+            NotFound: the account, RESERVATION_UNKNOWN, or (of a repeat) ENTRY_DETACHED.
+            Conflict: ADJUSTMENT_KEY_REUSED.
+            FailedPrecondition: ADJUSTMENT_BELOW_ZERO, BUDGET_MISSING, RESERVATION_HELD,
+                RESERVATION_IN_SUSPENSE, RESERVATION_REFUSED, RESERVATION_VOIDED.
+        """
+        async with changing(self._database, change) as writing:
+            connection = writing.connection
+            await _check_target(connection, wanted)
+            is_new = await connection.fetchval(
+                "INSERT INTO adjustments (adjustment_key, account_id, reservation_id, amount)"
+                " VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING RETURNING true",
+                wanted.adjustment_key,
+                None if wanted.account is None else wanted.account[1],
+                wanted.reservation_id,
+                wanted.amount_nano_usd,
+            )
+            if not is_new:
+                return await _repeated(connection, wanted)
+            if wanted.account is not None:
+                entry_id = await _adjust_account(writing, wanted.account, wanted.amount_nano_usd)
+            else:
+                assert wanted.reservation_id is not None
+                entry_id = await _adjust_reservation(
+                    writing, wanted.reservation_id, wanted.amount_nano_usd
+                )
+            await connection.execute(
+                "UPDATE adjustments SET entry_id = $2 WHERE adjustment_key = $1",
+                wanted.adjustment_key,
+                entry_id,
+            )
+            row = await entry_by_id(connection, entry_id)
+            assert row is not None
+        return row
+
+
+async def _check_target(connection: postgres.Connection, wanted: Adjustment) -> None:
+    if wanted.account is not None:
+        kind, account_id = wanted.account
+        if not await connection.fetchval(
+            "SELECT 1 FROM accounts WHERE id = $1 AND kind = $2", account_id, kind
+        ):
+            raise errors.NotFound(
+                f"{format_id(kind, account_id)} does not exist", reason=f"{kind.upper()}_UNKNOWN"
+            )
+    elif not await connection.fetchval(
+        "SELECT 1 FROM reservations WHERE id = $1", wanted.reservation_id
+    ):
+        raise errors.NotFound(
+            f"reservation {wanted.reservation_id} does not exist", reason="RESERVATION_UNKNOWN"
+        )
+
+
+async def _repeated(connection: postgres.Connection, wanted: Adjustment) -> asyncpg.Record:
+    made = await connection.fetchrow(
+        "SELECT entry_id, account_id IS NOT DISTINCT FROM $2"
+        " AND reservation_id IS NOT DISTINCT FROM $3 AND amount = $4 AS same"
+        " FROM adjustments WHERE adjustment_key = $1",
+        wanted.adjustment_key,
+        None if wanted.account is None else wanted.account[1],
+        wanted.reservation_id,
+        wanted.amount_nano_usd,
+    )
+    if not made["same"]:
+        raise errors.Conflict(
+            f"adjustment_key {wanted.adjustment_key!r} is of an adjustment with other fields;"
+            " another adjustment takes another key",
+            reason="ADJUSTMENT_KEY_REUSED",
+        )
+    row = await entry_by_id(connection, made["entry_id"])
+    if row is None:
+        raise errors.NotFound(
+            f"adjustment {wanted.adjustment_key!r} was made; its entry {made['entry_id']} lies in a"
+            " partition that was detached",
+            reason="ENTRY_DETACHED",
+        )
+    return row
+
+
+async def _adjust_account(writing: Writing, account: tuple[AccountKind, int], amount: int) -> int:
+    connection = writing.connection
+    kind, account_id = account
+    opened = await connection.fetch(
+        "SELECT x.id, x.unit, window_key(x.kind, x.time_zone, n.at) AS key"
+        " FROM (SELECT ledger_now() AS at) AS n, accounts a"
+        " JOIN budgets x ON x.account_id IN (a.org_id, a.team_id, a.id)"
+        " WHERE a.id = $1 AND x.unit = 'nano_usd' AND x.closed_at IS NULL ORDER BY x.id",
+        account_id,
+    )
+    if not opened:
+        raise errors.FailedPrecondition(
+            f"{format_id(kind, account_id)} has no open budget, nor has a level above: set one, or"
+            " set `unlimited`",
+            reason="BUDGET_MISSING",
+        )
+    budgets, keys = [x["id"] for x in opened], [x["key"] for x in opened]
+    await connection.execute(
+        "INSERT INTO buckets (budget_id, unit, window_key)"
+        " SELECT u.id, 'nano_usd', u.key FROM unnest($1::bigint[], $2::timestamp[]) AS u (id, key)"
+        " ORDER BY 1 ON CONFLICT DO NOTHING",
+        budgets,
+        keys,
+    )
+    locked = await connection.fetch(
+        "SELECT b.id, b.posted FROM buckets b"
+        " JOIN unnest($1::bigint[], $2::timestamp[]) AS u (id, key)"
+        " ON b.budget_id = u.id AND b.window_key = u.key ORDER BY b.id FOR NO KEY UPDATE OF b",
+        budgets,
+        keys,
+    )
+    _check_floor([row["posted"] for row in locked], [amount] * len(locked))
+    bucket_ids = [row["id"] for row in locked]
+    await _post(connection, bucket_ids, [amount] * len(bucket_ids))
+    return await _enter(writing, account_id, None, bucket_ids, amount, None)
+
+
+async def _adjust_reservation(writing: Writing, reservation_id: str, amount: int) -> int:
+    connection = writing.connection
+    reservation, locked = await _lock_reservation(connection, reservation_id)
+    _check_state(reservation)
+    was = reservation["posted"] + reservation["adjusted"]
+    _check_floor([was], [amount])
+    money = [row["id"] for row in locked if row["is_budget"] and row["unit"] == "nano_usd"]
+    slices = None
+    if reservation["slice_ids"]:
+        moved = await connection.fetchval(
+            "SELECT array_agg(b - a ORDER BY place)"
+            " FROM unnest(slices_posted($1, $2, $3, $4), slices_posted($1, $2, $3, $5))"
+            " WITH ORDINALITY AS u (a, b, place)",
+            reservation["slice_amounts"],
+            reservation["slice_sides"],
+            reservation["amount"],
+            was,
+            was + amount,
+        )
+        slices = _Slices(reservation["slice_ids"], moved)
+    ids = money + (slices.ids if slices else [])
+    amounts = [amount] * len(money) + (slices.posted if slices else [])
+    posted = {row["id"]: row["posted"] for row in locked}
+    _check_floor([posted[id_] for id_ in ids], amounts)
+    await _post(connection, ids, amounts)
+    await connection.execute(
+        "UPDATE reservations SET adjusted = adjusted + $2 WHERE id = $1", reservation_id, amount
+    )
+    return await _enter(writing, reservation["key_id"], reservation_id, money, amount, slices)
+
+
+async def _lock_reservation(
+    connection: postgres.Connection, reservation_id: str
+) -> tuple[Any, list[asyncpg.Record]]:
+    """The reservation, and everything that it lies in, locked: nobody else changes it then."""
+    held: list[asyncpg.Record] = []
+    while True:
+        reservation = await connection.fetchrow(
+            "SELECT *, bucket_ids || coalesce(slice_ids, '{}') AS lies_in FROM reservations"
+            " WHERE id = $1",
+            reservation_id,
+        )
+        if set(reservation["lies_in"]) <= {row["id"] for row in held}:
+            return reservation, held
+        held = await connection.fetch(
+            "SELECT id, unit, posted, budget_id IS NOT NULL AS is_budget FROM buckets"
+            " WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE",
+            reservation["lies_in"],
+        )
+
+
+def _check_state(reservation: Any) -> None:
+    state, id_ = reservation["state"], reservation["id"]
+    if state == "held":
+        raise errors.FailedPrecondition(
+            f"reservation {id_} holds still; it is adjusted once it is settled",
+            reason="RESERVATION_HELD",
+        )
+    if state == "expired" and reservation["pool"] == "paid":
+        raise errors.FailedPrecondition(
+            f"reservation {id_} is in suspense; resolve it instead",
+            reason="RESERVATION_IN_SUSPENSE",
+        )
+    if state == "refused":
+        raise errors.FailedPrecondition(
+            f"reservation {id_} was refused: it lies in no budget", reason="RESERVATION_REFUSED"
+        )
+    if reservation["key_id"] is None:
+        raise errors.FailedPrecondition(
+            f"reservation {id_} was voided before it was made: it lies in no budget",
+            reason="RESERVATION_VOIDED",
+        )
+
+
+def _check_floor(posted: list[int], amounts: list[int]) -> None:
+    for was, amount in zip(posted, amounts, strict=True):
+        if amount < 0 and was + amount < 0:
+            raise errors.FailedPrecondition(
+                f"amount_nano_usd: gives back {-amount}, where {was} nano-USD are posted; at most"
+                " what was posted can be given back",
+                reason="ADJUSTMENT_BELOW_ZERO",
+                metadata={"posted_nano_usd": str(was)},
+            )
+
+
+async def _post(connection: postgres.Connection, ids: list[int], amounts: list[int]) -> None:
+    await connection.execute(
+        "UPDATE buckets b SET posted = b.posted + u.amount"
+        " FROM unnest($1::bigint[], $2::bigint[]) AS u (id, amount) WHERE b.id = u.id",
+        ids,
+        amounts,
+    )
+    await connection.execute(_WARN, ids, amounts)
+
+
+async def _enter(
+    writing: Writing,
+    account_id: int,
+    reservation_id: str | None,
+    bucket_ids: list[int],
+    amount: int,
+    slices: _Slices | None,
+) -> int:
+    zeros = None if slices is None else [0] * len(slices.ids)
+    entry_id: int = await writing.connection.fetchval(
+        "INSERT INTO entries (epoch, at, operation, reservation_id, account_id, bucket_ids,"
+        " available, posted, slice_ids, slice_held, slice_suspense, slice_posted, actor, reason)"
+        " VALUES ($1, ledger_now(), 'adjust', $2, $3, $4, $5, $6, $7, $8, $8, $9, $10, $11)"
+        " RETURNING id",
+        writing.epoch,
+        reservation_id,
+        account_id,
+        bucket_ids,
+        -amount,
+        amount,
+        None if slices is None else slices.ids,
+        zeros,
+        None if slices is None else slices.posted,
+        writing.change.actor,
+        writing.change.reason,
+    )
+    return entry_id

@@ -1,0 +1,210 @@
+"""Grants in PostgreSQL: prepaid credit, made once and never renewed by itself."""
+
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from penstock.core import errors, postgres
+from penstock.quota.account import AccountKind
+from penstock.quota.budget import Grant, GrantWish
+from penstock.quota.store.budget_store import scope_columns, scope_of
+from penstock.quota.store.changes import Change, Writing, changing, detail, require_account
+from penstock.quota.store.database import Database
+
+_GRANTS = """
+    SELECT g.*, nullif(g.expires_at, 'infinity') AS ends_at, a.kind AS account_kind, b.posted,
+        b.held, b.suspense, b.lapsed, b.id AS bucket_id
+    FROM grants g
+    JOIN accounts a ON a.id = g.account_id
+    JOIN buckets b ON b.grant_id = g.id
+"""
+
+
+class GrantStore:
+    """What operators give, and what is left of it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create_grant(self, change: Change, wish: GrantWish) -> Grant:
+        """A repeat is answered with the grant that is there, whatever became of it.
+
+        Raises:
+            NotFound: the account.
+            Conflict: GRANT_KEY_REUSED.
+            InvalidRequest: GRANT_ENDS_BEFORE_START, EXPIRES_AT_PAST.
+        """
+        async with changing(self._database, change) as writing:
+            connection = writing.connection
+            await writing.lock_account(wish.account_kind, wish.account_id)
+            asked = msgspec.json.encode(wish).decode()
+            grant_id = None
+            # A repeat of a grant that has ended meanwhile is no fault: it is looked for first.
+            if not await connection.fetchval(
+                "SELECT 1 FROM grants WHERE grant_key = $1", wish.grant_key
+            ):
+                try:
+                    grant_id = await _insert(connection, wish, asked)
+                except asyncpg.CheckViolationError:
+                    raise _ends_before_start() from None
+            if grant_id is None:
+                return await _repeated(connection, wish, asked)
+            bucket_id = await connection.fetchval(
+                "INSERT INTO buckets (grant_id, unit) VALUES ($1, 'nano_usd') RETURNING id",
+                grant_id,
+            )
+            grant = _grant(await connection.fetchrow(_GRANTS + "WHERE g.id = $1", grant_id))
+            await _check_expiry(connection, grant)
+            await _enter(
+                writing,
+                "grant",
+                grant,
+                bucket_id,
+                0,
+                detail("create_grant", None, grant.settings()),
+            )
+        return grant
+
+    async def end_grant(self, change: Change, grant_id: int) -> Grant:
+        """Ends it now; what is not held lapses, and what is held lapses when it comes back.
+
+        Again is no fault. Raises NotFound (GRANT_UNKNOWN).
+        """
+        async with changing(self._database, change) as writing:
+            connection = writing.connection
+            row = await _lock(connection, grant_id)
+            if row is None:
+                raise errors.NotFound(f"grant_{grant_id} does not exist", reason="GRANT_UNKNOWN")
+            before = _grant(row)
+            # One that has not begun never does.
+            await connection.execute(
+                "UPDATE grants SET expires_at = n.at,"
+                " starts_at = least(starts_at, n.at - interval '1 microsecond')"
+                " FROM (SELECT ledger_now() AS at) AS n WHERE id = $1 AND expires_at > n.at",
+                grant_id,
+            )
+            after = _grant(await connection.fetchrow(_GRANTS + "WHERE g.id = $1", grant_id))
+            await writing.configure(
+                after.account_id, "end_grant", before.settings(), after.settings()
+            )
+            await _lapse(writing, after, row["bucket_id"])
+            ended = await connection.fetchrow(_GRANTS + "WHERE g.id = $1", grant_id)
+        return _grant(ended)
+
+    async def list_grants(self, account: tuple[AccountKind, int] | None) -> list[Grant]:
+        """Ended ones too, soonest-expiring first. Raises NotFound: the account."""
+        async with self._database.connection() as connection:
+            if account is not None:
+                await require_account(connection, *account)
+            rows = await connection.fetch(
+                _GRANTS + "WHERE $1::bigint IS NULL OR g.account_id = $1"
+                " ORDER BY a.kind, g.account_id, g.expires_at, g.id",
+                None if account is None else account[1],
+            )
+        return [_grant(row) for row in rows]
+
+
+async def _insert(connection: postgres.Connection, wish: GrantWish, asked: str) -> int | None:
+    grant_id: int | None = await connection.fetchval(
+        "INSERT INTO grants (grant_key, account_id, name, reason, amount, starts_at, expires_at,"
+        " providers, models, tags, commercial_use, created_at, asked)"
+        " SELECT $1, $2, $3, $4, $5, coalesce($6, n.at), coalesce($7, 'infinity'::timestamptz),"
+        " $8, $9, $10, $11, n.at, $12 FROM (SELECT ledger_now() AS at) AS n"
+        " ON CONFLICT (grant_key) DO NOTHING RETURNING id",
+        wish.grant_key,
+        wish.account_id,
+        wish.name,
+        wish.reason,
+        wish.amount_nano_usd,
+        wish.starts_at,
+        wish.expires_at,
+        *scope_columns(wish.scope),
+        wish.commercial_use,
+        asked,
+    )
+    return grant_id
+
+
+async def _repeated(connection: postgres.Connection, wish: GrantWish, asked: str) -> Grant:
+    row = await connection.fetchrow(
+        _GRANTS + "WHERE g.grant_key = $1 AND g.asked = $2::jsonb", wish.grant_key, asked
+    )
+    if row is None:
+        raise errors.Conflict(
+            f"grant_key {wish.grant_key!r} is of a grant with other fields; another grant takes"
+            " another key",
+            reason="GRANT_KEY_REUSED",
+        )
+    return _grant(row)
+
+
+async def _check_expiry(connection: postgres.Connection, grant: Grant) -> None:
+    if await connection.fetchval("SELECT $1::timestamptz <= ledger_now()", grant.expires_at):
+        raise errors.InvalidRequest.of(
+            [errors.FieldViolation("expires_at", "lies in the past: it could never be used")],
+            reason="EXPIRES_AT_PAST",
+        )
+
+
+def _ends_before_start() -> errors.InvalidRequest:
+    return errors.InvalidRequest.of(
+        [errors.FieldViolation("expires_at", "does not lie after starts_at (absent: now)")],
+        reason="GRANT_ENDS_BEFORE_START",
+    )
+
+
+async def _lock(connection: postgres.Connection, grant_id: int) -> asyncpg.Record | None:
+    """The bucket first, as every batch does; then it is read."""
+    await connection.execute(
+        "SELECT 1 FROM buckets WHERE grant_id = $1 FOR NO KEY UPDATE", grant_id
+    )
+    return await connection.fetchrow(_GRANTS + "WHERE g.id = $1", grant_id)
+
+
+async def _lapse(writing: Writing, grant: Grant, bucket_id: int) -> None:
+    if grant.rest_nano_usd <= 0:
+        return
+    await writing.connection.execute(
+        "UPDATE buckets SET lapsed = lapsed + $2 WHERE id = $1", bucket_id, grant.rest_nano_usd
+    )
+    await _enter(writing, "lapse", grant, bucket_id, grant.rest_nano_usd, None)
+
+
+async def _enter(
+    writing: Writing, operation: str, grant: Grant, bucket_id: int, lapsed: int, text: str | None
+) -> None:
+    await writing.connection.execute(
+        "INSERT INTO entries (epoch, at, operation, account_id, bucket_ids, slice_ids, slice_held,"
+        " slice_suspense, slice_posted, slice_lapsed, actor, reason, detail)"
+        " VALUES ($1, ledger_now(), $2, $3, '{}', $4, '{0}', '{0}', '{0}', $5, $6, $7, $8)",
+        writing.epoch,
+        operation,
+        grant.account_id,
+        [bucket_id],
+        [lapsed],
+        writing.change.actor,
+        writing.change.reason or grant.reason,
+        text,
+    )
+
+
+def _grant(row: Any) -> Grant:
+    return Grant(
+        id=row["id"],
+        grant_key=row["grant_key"],
+        account_kind=row["account_kind"],
+        account_id=row["account_id"],
+        name=row["name"],
+        reason=row["reason"],
+        amount_nano_usd=row["amount"],
+        starts_at=row["starts_at"],
+        expires_at=row["ends_at"],
+        scope=scope_of(row),
+        commercial_use=row["commercial_use"],
+        posted_nano_usd=row["posted"],
+        held_nano_usd=row["held"],
+        suspense_nano_usd=row["suspense"],
+        lapsed_nano_usd=row["lapsed"],
+        created_at=row["created_at"],
+    )
