@@ -34,6 +34,18 @@ class Fault(Enum):
     """Answered twice."""
 
 
+def once(fault: Fault, kind: str) -> Callable[[Operation], Fault]:
+    """The fault for the first operation of the kind, none for the others."""
+    left = [fault]
+
+    def faults(operation: Operation) -> Fault:
+        if operation.WhichOneof("operation") == kind and left:
+            return left.pop()
+        return Fault.NONE
+
+    return faults
+
+
 @dataclass
 class FaultyQuota(quota_pb2_grpc.QuotaServiceServicer):
     """`faults` is asked for each operation; `down` breaks each stream at once."""
@@ -43,6 +55,8 @@ class FaultyQuota(quota_pb2_grpc.QuotaServiceServicer):
     down: bool = False
     states: dict[str, tuple[str, int]] = field(default_factory=dict)
     """By reservation: its state and its amount."""
+    refusals: list[OperationError] = field(default_factory=list)
+    """Each refuses one reserve, first come, first served."""
     seen: list[Operation] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
     streams: int = 0
@@ -98,6 +112,8 @@ class FaultyQuota(quota_pb2_grpc.QuotaServiceServicer):
         match operation.WhichOneof("operation"):
             case "reserve":
                 self._reserve(operation.reserve, result)
+            case "extend":
+                self._extend(operation.extend, result)
             case "settle":
                 self._settle(operation.settle, result)
             case "void":
@@ -111,6 +127,9 @@ class FaultyQuota(quota_pb2_grpc.QuotaServiceServicer):
                 result.void.released_nano_usd = amount if state == "held" else 0
 
     def _reserve(self, reserve: quota_pb2.ReserveRequest, result: OperationResult) -> None:
+        if self.refusals:
+            result.error.CopyFrom(self.refusals.pop(0))
+            return
         state, _ = self.states.get(reserve.reservation_id, ("", 0))
         if state == "voided":
             result.error.CopyFrom(_error(code_pb2.FAILED_PRECONDITION, "RESERVATION_VOIDED"))
@@ -127,6 +146,18 @@ class FaultyQuota(quota_pb2_grpc.QuotaServiceServicer):
         if not state:
             self.states[reserve.reservation_id] = ("held", reserve.amount_nano_usd)
         result.reserve.reservation_id = reserve.reservation_id
+
+    def _extend(self, extend: quota_pb2.ExtendRequest, result: OperationResult) -> None:
+        state, amount = self.states.get(extend.reservation_id, ("", 0))
+        if state != "held":
+            result.error.CopyFrom(_error(code_pb2.FAILED_PRECONDITION, "RESERVATION_RESOLVED"))
+            return
+        more = max(0, extend.amount_nano_usd - amount)
+        if self.used_nano_usd + more > self.limit_nano_usd:
+            result.error.CopyFrom(_error(code_pb2.RESOURCE_EXHAUSTED, "BUDGET_EXCEEDED"))
+            return
+        self.states[extend.reservation_id] = ("held", amount + more)
+        result.extend.amount_nano_usd = amount + more
 
     def _settle(self, settle: quota_pb2.SettleRequest, result: OperationResult) -> None:
         state, amount = self.states.get(settle.reservation_id, ("", 0))

@@ -31,6 +31,7 @@ from support.ports import (
     Script,
     ScriptedBackend,
     text_answer,
+    waiting,
 )
 from support.quota_server import KEY, METADATA, FakeQuota
 from support.wait import until
@@ -65,6 +66,7 @@ class FrontHouse:
             new_trace=Telemetry("test").request,
             metrics=Metrics(),
             clock=SystemClock(),
+            waiting=waiting(),
         )
 
         async def explained(request: Request) -> ExplainRouteResponse:

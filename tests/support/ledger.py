@@ -15,10 +15,16 @@ from penstock.core.ids import uuid7, uuid7_unix_ms
 from penstock.core.postgres_server import PrivateServer
 from penstock.quota.account import KeyPolicy, new_secret
 from penstock.quota.audit import AuditReport, audit_dsn
-from penstock.quota.ledger import Answer, Operation, Reserve, Settle, Void
+from penstock.quota.budget import EVERYTHING, BudgetWish, GrantWish, Scope
+from penstock.quota.ledger import Answer, Extend, Operation, Reserve, Settle, Void
 from penstock.quota.store.account_store import AccountStore
+from penstock.quota.store.adjust_store import AdjustStore
+from penstock.quota.store.budget_store import BudgetStore
+from penstock.quota.store.changes import Change
 from penstock.quota.store.database import MIGRATIONS, Database
+from penstock.quota.store.grant_store import GrantStore
 from penstock.quota.store.ledger_store import LedgerStore, Outcome, Timed
+from penstock.quota.store.pool_store import PoolStore
 from support.postgres import fresh_database
 
 __all__ = ["Ledger", "ledger", "ledger_dsn", "migrated_database"]
@@ -27,6 +33,7 @@ START = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 LIMIT = 100
 """Nano-USD of a test's budget: small, so that sums can be read."""
 SUSPEND = "UPDATE accounts SET suspended = true WHERE id = "
+BY_TEST = Change(actor="test", reason="a test")
 OPEN_POLICY = KeyPolicy((), local_only=False, fail_open_local=False, expires_at=None)
 
 
@@ -45,8 +52,26 @@ class Ledger:
     database: Database
     store: LedgerStore
     accounts: AccountStore
+    budgets: BudgetStore
+    grants: GrantStore
+    pools: PoolStore
+    adjustments: AdjustStore
     _names: "itertools.count[int]" = field(default_factory=itertools.count)
     now: datetime = START
+
+    @classmethod
+    async def open(cls, dsn: str) -> "Ledger":
+        database = await Database.open(dsn)
+        return cls(
+            dsn,
+            database,
+            LedgerStore(database),
+            AccountStore(database),
+            BudgetStore(database),
+            GrantStore(database),
+            PoolStore(database),
+            AdjustStore(database),
+        )
 
     async def set_clock(self, now: datetime) -> None:
         self.now = now
@@ -63,14 +88,17 @@ class Ledger:
         async with self.database.connection() as connection:
             return await connection.fetch(query, *arguments)
 
-    async def new_path(self) -> tuple[int, int, int]:
-        """Ids of a new organisation, its team and its key, without budgets."""
+    async def new_path(self, **org: bool) -> tuple[int, int, int]:
+        """Ids of a new organisation (`prepaid`, `commercial`), its team and its key, no budgets."""
         n = next(self._names)
         suffix = f"{n}-{uuid7()[-12:]}"
-        org = await self.accounts.create_account("org", f"org-{suffix}", None)
-        team = await self.accounts.create_account("team", "team", org.id)
-        key = await self.accounts.create_key(team.id, "key", OPEN_POLICY, new_secret())
-        return org.id, team.id, key.id
+        org_ = await self.accounts.create_account(BY_TEST, "org", f"org-{suffix}", None, **org)
+        team = await self.accounts.create_account(BY_TEST, "team", "team", org_.id)
+        return org_.id, team.id, await self.another_key(team.id)
+
+    async def another_key(self, team_id: int) -> int:
+        key = await self.accounts.create_key(BY_TEST, team_id, "key", OPEN_POLICY, new_secret())
+        return key.id
 
     async def new_key(self, limit: int | None, window: str = "total", zone: str = "UTC") -> int:
         """A key with one budget of its own."""
@@ -84,24 +112,97 @@ class Ledger:
         account_id: int,
         limit: int | None,
         window: str = "total",
-        zone: str = "UTC",
-    ) -> None:
-        await self.accounts.set_budget(
-            (kind, account_id),  # type: ignore[arg-type]
-            window,  # type: ignore[arg-type]
-            name=f"{kind} {window}",
+        zone: str | None = "UTC",
+        *,
+        unit: str = "nano_usd",
+        scope: Scope | None = None,
+        name: str = "",
+        soft_percents: tuple[int, ...] = (),
+    ) -> int:
+        """Sets a budget (or a rate limit: `unit`); its id."""
+        wish = BudgetWish(
+            account_kind=kind,  # type: ignore[arg-type]
+            account_id=account_id,
+            unit=unit,  # type: ignore[arg-type]
+            window=window,  # type: ignore[arg-type]
+            name=name or f"{kind} {unit} {window}",
             time_zone=zone,
-            limit_nano_usd=limit,
+            limit=limit,
+            scope=scope,
+            soft_percents=soft_percents,
         )
+        return (await self.budgets.set_budget(BY_TEST, wish)).id
 
-    async def balances(self, kind: str, account_id: int, window: str = "total") -> tuple[int, ...]:
+    async def grant(
+        self,
+        kind: str,
+        account_id: int,
+        amount: int,
+        *,
+        starts_in: timedelta | None = None,
+        ends_in: timedelta | None = None,
+        scope: Scope = EVERYTHING,
+        commercial_use: bool = True,
+    ) -> int:
+        """A grant from now (or later) for ever (or for so long); its id."""
+        wish = GrantWish(
+            grant_key=uuid7(),
+            account_kind=kind,  # type: ignore[arg-type]
+            account_id=account_id,
+            name="credit",
+            reason="a test",
+            amount_nano_usd=amount,
+            starts_at=None if starts_in is None else self.now + starts_in,
+            expires_at=None if ends_in is None else self.now + ends_in,
+            scope=scope,
+            commercial_use=commercial_use,
+        )
+        return (await self.grants.create_grant(BY_TEST, wish)).id
+
+    async def pool(self, *, prepaid: bool = False, providers: int = 1) -> tuple[int, list[str]]:
+        """A new pool of so many new providers: its id, their names."""
+        names = [f"provider-{next(self._names)}-{uuid7()[-12:]}" for _ in range(providers)]
+        pool = await self.pools.set_pool(
+            BY_TEST, names[0].replace("provider", "pool"), names, prepaid=prepaid
+        )
+        return pool.id, names
+
+    async def balances(
+        self, kind: str, account_id: int, window: str = "total", unit: str = "nano_usd"
+    ) -> tuple[int, ...]:
         """posted, held, suspense of the open window."""
-        budgets = await self.accounts.list_budgets(account_id)
-        (found,) = [b for b in budgets if b.window == window and b.account_kind == kind]
-        return found.posted_nano_usd, found.held_nano_usd, found.suspense_nano_usd
+        rows = await self.fetch(
+            "SELECT coalesce(b.posted, 0), coalesce(b.held, 0), coalesce(b.suspense, 0)"
+            " FROM budgets x JOIN accounts a ON a.id = x.account_id LEFT JOIN buckets b"
+            " ON b.budget_id = x.id"
+            " AND b.window_key = window_key(x.kind, x.time_zone, ledger_now())"
+            " WHERE a.id = $1 AND a.kind = $2::account_kind AND x.kind = $3::window_kind"
+            " AND x.unit = $4::budget_unit",
+            account_id,
+            kind,
+            window,
+            unit,
+        )
+        (row,) = rows
+        return tuple(row)
+
+    async def credit(self, grant_id: int) -> tuple[int, ...]:
+        """posted, held, suspense, lapsed of a grant."""
+        (row,) = await self.fetch(
+            "SELECT posted, held, suspense, lapsed FROM buckets WHERE grant_id = $1", grant_id
+        )
+        return tuple(row)
 
     async def apply(self, *operations: Operation) -> list[Outcome]:
         return await self.store.apply([Timed(operation) for operation in operations])
+
+    async def entries_of(self, operation: str, account_id: int) -> list[asyncpg.Record]:
+        """The account's entries of this operation, newest first."""
+        return await self.fetch(
+            "SELECT * FROM entries WHERE account_id = $1 AND operation = $2 ORDER BY id DESC",
+            account_id,
+            operation,
+        )
 
     async def one(self, operation: Operation) -> Outcome:
         (outcome,) = await self.apply(operation)
@@ -121,6 +222,7 @@ def reserve(id_: str, key_id: int, amount: int = 10, **changes: Any) -> Reserve:
         "pool": "paid",
         "provider": "openai",
         "model": "gpt-4o-mini",
+        "tokens": 0,
         "ttl_ms": 60_000,
         "end_user": "",
         "tags": {},
@@ -150,6 +252,15 @@ def settle(id_: str, amount: int, **changes: Any) -> Settle:
         amount_nano_usd=amount,
         **(fields | changes),
     )
+
+
+def extend(id_: str, amount: int, tokens: int = 0, ttl_ms: int = 60_000) -> Extend:
+    """To this much in all."""
+    return Extend(id_, uuid7_unix_ms(id_), amount, tokens, ttl_ms)
+
+
+def cache_hit(id_: str, key_id: int, **changes: Any) -> Reserve:
+    return reserve(id_, key_id, 0, pool="cache", **changes)
 
 
 def void(id_: str, outcome: str = "CANCELLED") -> Void:
@@ -199,10 +310,9 @@ def ledger_dsn(postgres_server: PrivateServer) -> str:
 @pytest.fixture
 async def ledger(ledger_dsn: str) -> AsyncIterator[Ledger]:
     """The session's ledger at START; whatever the test did, it must pass the audit."""
-    database = await Database.open(ledger_dsn)
-    ledger = Ledger(ledger_dsn, database, LedgerStore(database), AccountStore(database))
+    ledger = await Ledger.open(ledger_dsn)
     await ledger.set_clock(START)
     yield ledger
     report = await ledger.audit()
-    await database.close()
+    await ledger.database.close()
     assert report.ok, [check for check in report.checks if check.findings]

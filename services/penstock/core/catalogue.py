@@ -180,6 +180,15 @@ class RoutingSettings(Section):
     breaker_open_seconds: float = Field(default=5, gt=0, le=600)
 
 
+class LedgerSettings(Section):
+    slice_tokens: int = Field(default=4096, ge=0, le=100_000_000)
+    """Output tokens that are held at once: a longer answer is held slice by slice as it comes, and
+    ends with `finish_reason: budget` where no more can be held. 0: the whole bound, up front."""
+    waiting_max: int = Field(default=256, ge=0, le=100_000)
+    """Requests that wait until a provider's rate limit frees up, for each pool; more are refused.
+    """
+
+
 class TelemetrySettings(Section):
     record_prompts: bool = False
     """Write prompts and answers into spans. Off: they may hold personal data."""
@@ -201,6 +210,7 @@ class Catalogue(Section):
     cache: CacheSettings = CacheSettings()
     limits: Limits = Limits()
     routing: RoutingSettings = RoutingSettings()
+    ledger: LedgerSettings = LedgerSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
     def local(self, name: str) -> LocalModel | None:

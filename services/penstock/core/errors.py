@@ -8,6 +8,8 @@ PenstockError
 ├── Conflict              ALREADY_EXISTS     409  the id or name is taken by something else
 ├── FailedPrecondition    FAILED_PRECONDITION 400 configuration or state forbids it; do not retry
 ├── BudgetExceeded        RESOURCE_EXHAUSTED 429  wait for the reset, or raise the budget
+├── RateLimited           RESOURCE_EXHAUSTED 429  a limit of a key or a provider; after that time
+├── CreditExhausted       RESOURCE_EXHAUSTED 429  prepaid credit is used up; grant more
 ├── CapacityExhausted     RESOURCE_EXHAUSTED 429  again after `retry_after_seconds`
 ├── UpstreamRateLimited   RESOURCE_EXHAUSTED 429  the provider's limit; again after that time
 ├── DeadlineExceeded      DEADLINE_EXCEEDED  504  give more time
@@ -115,6 +117,18 @@ class BudgetExceeded(PenstockError):
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     http_status = 429
     default_reason = "BUDGET_EXCEEDED"
+
+
+class RateLimited(PenstockError):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    http_status = 429
+    default_reason = "RATE_LIMITED"
+
+
+class CreditExhausted(PenstockError):
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    http_status = 429
+    default_reason = "CREDIT_EXHAUSTED"
 
 
 class CapacityExhausted(PenstockError):

@@ -7,11 +7,14 @@ A Prometheus value is a double, exact up to 2^53: nine million USD in nano-USD. 
 truth.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 LABEL_VALUES_MAX: Final = 200
 """Distinct values of one label. Models and providers come from the catalogue, reasons from our
@@ -39,6 +42,16 @@ class Label:
             return OTHER
         self._seen.add(value)
         return value
+
+
+@dataclass(frozen=True)
+class _Read(Collector):
+    name: str
+    text: str
+    read: Callable[[], int]
+
+    def collect(self) -> Iterable[CounterMetricFamily]:
+        yield CounterMetricFamily(self.name, self.text, value=self.read())
 
 
 class Metrics:
@@ -82,6 +95,13 @@ class Metrics:
             registry=self.registry,
         )  # fmt: skip
         """Whoever holds them says by `set_function` how many there are."""
+        self.limit_waiting = Gauge(
+            "penstock_limit_waiting", "Attempts that wait until a provider's limit frees up.",
+            registry=self.registry,
+        )  # fmt: skip
+        self._budget_ends = self._counter(
+            "budget_ends", "Answers that ended at the edge of a budget.", ["provider", "reason"]
+        )
 
     def request_ended(
         self,
@@ -129,6 +149,14 @@ class Metrics:
 
     def failed_open(self) -> None:
         self._fail_open.inc()
+
+    def ended_by_budget(self, *, provider: str, reason: str) -> None:
+        """`reason`: of the refusal."""
+        self._budget_ends.labels(self._provider(provider), self._outcome(reason)).inc()
+
+    def count_from(self, name: str, text: str, read: Callable[[], int]) -> None:
+        """A counter that somebody else counts: it is read at each scrape."""
+        self.registry.register(_Read(f"penstock_{name}", text, read))
 
     def _counter(self, name: str, text: str, labels: Sequence[str]) -> Counter:
         return Counter(f"penstock_{name}", text, labels, registry=self.registry)

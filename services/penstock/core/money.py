@@ -8,7 +8,13 @@ from decimal import Decimal, InvalidOperation
 
 NANO_PER_USD = 1_000_000_000
 TOKENS_PER_PRICE = 1_000_000
+NANO_PLACES = 9
 INT64_MAX = 2**63 - 1
+
+AMOUNT_CHARACTERS_MAX = 64
+"""Of an amount as text: more than any that fits, and little to parse."""
+AMOUNT_EXPONENT_MAX = 10
+"""int64 nano-USD end below 10^10 USD."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +51,31 @@ def parse_usd(text: str) -> int:
     Raises:
         ValueError: not a plain finite decimal, finer than a nano-USD, negative or over int64.
     """
+    refusal = ValueError(f"{text!r} is not between 0 and {format_usd(INT64_MAX)} USD")
+    if len(text) > AMOUNT_CHARACTERS_MAX:
+        raise ValueError(f"an amount of USD has at most {AMOUNT_CHARACTERS_MAX} characters")
     try:
-        value = Decimal(text.strip())
+        # Decimal also takes underscores and the digits of every script.
+        value = Decimal(text.strip() if text.isascii() and "_" not in text else "")
     except InvalidOperation:
         raise ValueError(f"{text!r} is no decimal amount of USD, e.g. 12.50") from None
     if not value.is_finite():
         raise ValueError(f"{text!r} is no finite amount of USD")
-    nano = value * NANO_PER_USD
-    if nano != nano.to_integral_value():
+    if value < 0 or value.adjusted() > AMOUNT_EXPONENT_MAX:
+        raise refusal
+    # By integers alone: Decimal's products are rounded to 28 digits, and its exponents overflow.
+    _, digits, exponent = value.as_tuple()
+    nano, rest = int("".join(map(str, digits))), 0
+    shift = int(exponent) + NANO_PLACES
+    if shift < 0:
+        nano, rest = divmod(nano, 10 ** min(-shift, len(digits)))
+    else:
+        nano *= 10 ** min(shift, AMOUNT_EXPONENT_MAX + NANO_PLACES)
+    if rest:
         raise ValueError(f"{text!r} is finer than a nano-USD (9 decimal places)")
-    if not 0 <= nano <= INT64_MAX:
-        raise ValueError(f"{text!r} is not between 0 and {format_usd(INT64_MAX)} USD")
-    return int(nano)
+    if nano > INT64_MAX:
+        raise refusal
+    return nano
 
 
 def format_usd(nano_usd: int) -> str:

@@ -66,6 +66,10 @@ class Breaker:
         self._open_until = max(until, self._open_until or until)
         self._probe = None
 
+    def heard(self) -> None:
+        """Closes at once: the peer was heard by another way than a permit's."""
+        self._close(failures=0)
+
     def _progressed(self, permit: "Permit") -> None:
         if permit is self._probe:
             # It answers again, but did not end well yet: one more failure opens again.

@@ -109,6 +109,14 @@ class Meter:
         if chunk.usage is not None and _plausible(chunk.usage):
             self._usage = chunk.usage
 
+    def after(self, chunk: Chunk) -> int:
+        """Completion tokens that would be charged if it ended after this chunk."""
+        if self._counted:
+            # Our replicas' last message has their count, and often the last words too.
+            last = chunk.usage.completion_tokens if chunk.usage is not None else 0
+            return max(self._completion_tokens, chunk.completion_tokens_so_far, last)
+        return self._delivered_max + sum(delivered_tokens_max(d) for d in chunk.deltas)
+
     def used(self, billing: Billing = Billing.UNKNOWN) -> Used:
         """What to charge; `billing` is what the failure said, UNKNOWN for a hang-up."""
         usage = self._settled_usage(billing)

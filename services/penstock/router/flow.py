@@ -1,6 +1,9 @@
 """A request, top to bottom: the only place where control flow lives.
 
-    look up → plan → for each attempt: reserve → dispatch → settle → store & tell
+    look up → plan → for each attempt: reserve (in turn) → dispatch → settle → store & tell
+
+An answer that grows beyond what is held goes on while more can be held, and else ends there: see
+`hold.py`.
 
 Whatever ends it (an answer, an error, a client that hangs up, a deadline), the upstream is stopped
 first and then every hold is resolved, shielded from cancellation.
@@ -9,58 +12,32 @@ first and then every hold is resolved, shielded from cancellation.
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from penstock.cache.v1.cache_pb2 import Answer, LookupResponse
-from penstock.core import ids
 from penstock.core.assemble import Assembler, replay
 from penstock.core.catalogue import Catalogue
 from penstock.core.clock import Clock
-from penstock.core.errors import BudgetExceeded, PenstockError, Unavailable
+from penstock.core.errors import PenstockError
 from penstock.core.metrics import Metrics
-from penstock.core.telemetry_request import Child, RequestTrace
-from penstock.quota.v1.quota_pb2 import (
-    POOL_KIND_LOCAL,
-    ReserveRequest,
-    SettleRequest,
-    VoidRequest,
-)
-from penstock.router import policy, tracing
+from penstock.core.telemetry_request import RequestTrace
+from penstock.router import policy, slices, tracing, trial
 from penstock.router.backends.base import AttemptFailed, Backend, Billing, Call
-from penstock.router.estimate import Meter, Used
+from penstock.router.estimate import Used
 from penstock.router.events import Delta, Done, Event, Started
 from penstock.router.flight import Looked, look_up
+from penstock.router.hits import count_hit
+from penstock.router.ledger_errors import REFUSALS, is_of_caller, sooner
 from penstock.router.observe import Observed, count_attempt
-from penstock.router.policy import Ask, Attempt, Route
+from penstock.router.policy import Ask, Route
 from penstock.router.ports import Answers, Landscape, Ledger
-from penstock.router.receipt import FAIL_OPEN, OK, Tally, of_stored, outcome_of
+from penstock.router.receipt import Tally, of_stored, outcome_of
 from penstock.router.request import Request
-from penstock.type.v1.chat_pb2 import ChatInput, Usage
-
-HOLD_MARGIN_SECONDS = 60
-"""A hold outlives its request's deadline by this: settling may be retried so long before it is
-late.
-"""
+from penstock.router.trial import Try
+from penstock.router.waiting import Waiting
+from penstock.type.v1.chat_pb2 import ChatInput
 
 T = TypeVar("T")
-
-
-@dataclass
-class Try:
-    """One attempt under way."""
-
-    attempt: Attempt
-    index: int
-    """1 for the request's first."""
-    meter: Meter
-    span: Child
-    reservation_id: str = field(default_factory=ids.uuid7)
-    answer: Assembler = field(default_factory=Assembler)
-    started: bool = False
-    """Something came: a client that streams has seen it, and nothing is retried from here on."""
-    kept: list[Event] = field(default_factory=list)
-    """What a client that does not stream will get, once it is whole."""
 
 
 class Flow:
@@ -77,6 +54,7 @@ class Flow:
         new_trace: Callable[..., RequestTrace],
         metrics: Metrics,
         clock: Clock,
+        waiting: Waiting,
     ) -> None:
         self._catalogue = catalogue
         self._ledger = ledger
@@ -86,6 +64,7 @@ class Flow:
         self._new_trace = new_trace
         self._metrics = metrics
         self._clock = clock
+        self._waiting = waiting
         self._under_way: set[asyncio.Task[Any]] = set()
 
     async def run(self, request: Request) -> AsyncGenerator[Event, None]:
@@ -121,6 +100,8 @@ class Flow:
         with trace.child("cache lookup") as span:
             looked = await look_up(self._answers, request, route, catalogue, span.traceparent)
         if looked.found is not None:
+            failed_open = self._metrics.failed_open
+            await count_hit(self._ledger, request, looked.found, trace, failed_open)
             for event in self._stored(request, route, catalogue, trace, looked.found):
                 yield event
             return
@@ -148,18 +129,19 @@ class Flow:
         if not plan.attempts:
             raise policy.refusal(ask, route, plan, catalogue)
         failure: PenstockError | None = None
+        slice_tokens = catalogue.ledger.slice_tokens
         for planned in plan.attempts:
-            if tally.hopeless(planned):
+            if tally.hopeless(slices.first_part(planned, slice_tokens).amount_nano_usd):
                 continue
             request.deadline.check()
-            one = _try(policy.after(planned, failure), trace, len(tally.outcomes) + 1)
+            one = trial.begin(
+                policy.after(planned, failure), request, self._ledger, trace,
+                index=len(tally.outcomes) + 1, slice_tokens=slice_tokens,
+                failed_open=self._metrics.failed_open,
+            )  # fmt: skip
             with one.span:
-                try:
-                    await self._reserve(request, one)
-                except BudgetExceeded as error:
-                    one.span.fail(error)
-                    tally.refuse(one.attempt, error.reason)
-                    failure = failure or error
+                if refused := await self._refused(request, one, tally):
+                    failure = sooner(failure, refused)
                     continue
                 try:
                     async with aclosing(self._dispatch(request, one)) as events:
@@ -179,7 +161,7 @@ class Flow:
                     await self._resolve(tally, one, outcome_of(error), Billing.UNKNOWN)
                     raise
                 else:
-                    used = await self._resolve(tally, one, OK, Billing.UNKNOWN)
+                    used = await self._resolve(tally, one, one.outcome, Billing.UNKNOWN)
                     await self._store(request, one, used, looked, catalogue)
                     receipt = tally.receipt(one.attempt, used, catalogue)
                     trace.set(tracing.of_receipt(receipt))
@@ -191,6 +173,18 @@ class Flow:
                     return
         assert failure is not None
         raise failure
+
+    async def _refused(self, request: Request, one: Try, tally: Tally) -> PenstockError | None:
+        """Reserves, in turn where a provider's limit is full. Why another target may do better."""
+        try:
+            await self._waiting.admitted(one.attempt.label, request.deadline, one.hold.reserve)
+        except REFUSALS as error:
+            one.span.fail(error)
+            tally.refuse(one.attempt, error, one.hold.amount_nano_usd)
+            if is_of_caller(error):
+                raise
+            return error
+        return None
 
     def _stored(
         self, request: Request, route: Route, catalogue: Catalogue, trace: RequestTrace,
@@ -208,32 +202,6 @@ class Flow:
         for delta in replay(found.answer.choices):
             yield Delta([delta])
         yield Done(found.answer.usage, receipt)
-
-    async def _reserve(self, request: Request, one: Try) -> None:
-        """Holds the attempt's bound on the whole path, before a byte is sent."""
-        attempt = one.attempt
-        ttl_seconds = request.deadline.remaining_seconds() + HOLD_MARGIN_SECONDS
-        hold = ReserveRequest(
-            reservation_id=one.reservation_id,
-            request_id=request.request_id,
-            attempt=one.index,
-            key_id=request.principal.key_id,
-            pool=attempt.pool,
-            provider=attempt.label,
-            model=attempt.model,
-            amount_nano_usd=attempt.cost_bound_nano_usd,
-            ttl_ms=int(ttl_seconds * 1000),
-            user=request.user,
-            tags=request.tags,
-        )
-        with one.span.child("quota reserve") as span:
-            try:
-                await self._ledger.reserve(hold, request.deadline, span.traceparent)
-            except Unavailable:
-                if not (attempt.pool == POOL_KIND_LOCAL and request.principal.fail_open_local):
-                    raise
-                one.reservation_id = FAIL_OPEN
-                self._metrics.failed_open()
 
     async def _dispatch(self, request: Request, one: Try) -> AsyncGenerator[Event, None]:
         """Sends the attempt, and hands on what comes; what comes is metered and collected."""
@@ -253,6 +221,9 @@ class Flow:
         )
         async with aclosing(self._backends(attempt.provider).generate(call)) as chunks:
             async for chunk in chunks:
+                if not await one.hold.covers(chunk):
+                    one.is_cut = True
+                    break
                 one.meter.add(chunk)
                 if not chunk.deltas:
                     continue
@@ -265,42 +236,37 @@ class Flow:
         if not one.started:
             one.started = True
             yield self._started(request, attempt.label, attempt.model)
+        if one.is_cut:
+            # The upstream has stopped: nothing more is made than is told and charged.
+            one.span.event("budget reached")
+            self._metrics.ended_by_budget(provider=attempt.label, reason=one.outcome)
+            yield Delta(one.hold.slices.last_deltas())
 
     async def _resolve(self, tally: Tally, one: Try, outcome: str, billing: Billing) -> Used:
         """Settles what the attempt used, or voids its hold where it used nothing (LEDGER, I4,
         I5).
         """
         used = one.meter.used(billing)
-        one.span.set(tracing.of_use(used, one.reservation_id))
+        hold = one.hold
+        one.span.set(tracing.of_use(used, hold.reservation_id, hold.amount_nano_usd))
         # Told first: what is posted is part of the tally even where we are cancelled meanwhile.
-        tally.add(one.attempt, outcome=outcome, reservation_id=one.reservation_id, used=used)
+        tally.add(one.attempt, outcome=outcome, reservation_id=hold.reservation_id, used=used)
         settled = await self._shielded(self._post(tally, one, used, outcome))
         tally.settled = tally.settled and settled
         count_attempt(self._metrics, one.attempt, used, outcome)
         return used
 
     async def _post(self, tally: Tally, one: Try, used: Used, outcome: str) -> bool:
-        if one.reservation_id == FAIL_OPEN:
-            return False
-        if outcome != OK and used.usage == Usage():
-            void = VoidRequest(reservation_id=one.reservation_id, reason=outcome)
-            with one.span.child("quota void") as span:
-                return await self._ledger.void(void, span.traceparent)
-        settle = SettleRequest(
-            reservation_id=one.reservation_id,
-            amount_nano_usd=used.amount_nano_usd,
-            usage=used.usage,
-            outcome=outcome,
-            trace_id=tally.trace_id,
-        )
-        with one.span.child("quota settle") as span:
-            return await self._ledger.settle(settle, span.traceparent)
+        try:
+            return await one.hold.resolve(used, outcome, tally.trace_id)
+        finally:
+            self._waiting.ended(one.attempt.label)
 
     async def _store(
         self, request: Request, one: Try, used: Used, looked: Looked, catalogue: Catalogue
     ) -> None:
         """Only a complete answer, counted by its upstream, is kept."""
-        if not (one.meter.reported and one.answer.complete(request.choices)):
+        if one.is_cut or not (one.meter.reported and one.answer.complete(request.choices)):
             return
         answer = Answer(
             choices=one.answer.choices(),
@@ -326,15 +292,3 @@ class Flow:
     async def drain(self) -> None:
         """Returns when all shielded work is done."""
         await asyncio.gather(*self._under_way, return_exceptions=True)
-
-
-def _try(attempt: Attempt, trace: RequestTrace, index: int) -> Try:
-    meter = Meter(
-        attempt.price,
-        prompt_tokens_bound=attempt.prompt_tokens_bound,
-        completion_tokens_bound=attempt.completion_tokens_bound,
-        counted=attempt.pool == POOL_KIND_LOCAL,
-        reasoning=attempt.reasoning,
-    )
-    span = trace.child(f"attempt {attempt.label}", tracing.of_attempt(attempt, index))
-    return Try(attempt, index, meter, span)

@@ -2,8 +2,12 @@
 
 A reserve is tried again under the same id, which the quota service answers with the stored answer.
 One that is given up while its answer may be lost is voided in the background; a void that comes
-first makes its reserve, still on the way, be refused. A settle or void goes on in the background,
-whatever becomes of its caller, until it is resolved.
+first makes its reserve, still on the way, be refused. An extension is to an absolute total, so that
+it can be asked for again and again. A settle or void goes on in the background, whatever becomes of
+its caller, until it is resolved.
+
+While the ledger is known to be away (it gave no verdict at all during a whole reserve), reserves
+are refused at once; every second one of them tries whether it is back.
 """
 
 import asyncio
@@ -17,18 +21,14 @@ from penstock.core.batch_stream import BatchStream, Wire
 from penstock.core.channel import bearer
 from penstock.core.clock import Clock, SystemClock
 from penstock.core.deadline import Deadline
-from penstock.core.errors import (
-    BudgetExceeded,
-    DeadlineExceeded,
-    PenstockError,
-    Unavailable,
-)
-from penstock.core.status import kind_of
+from penstock.core.errors import DeadlineExceeded, Unavailable
 from penstock.quota.v1.quota_pb2 import (
+    POOL_KIND_CACHE,
     BatchRequest,
     BatchResponse,
+    ExtendRequest,
+    ExtendResponse,
     Operation,
-    OperationError,
     OperationResult,
     ReserveRequest,
     ReserveResponse,
@@ -36,14 +36,20 @@ from penstock.quota.v1.quota_pb2 import (
     VoidRequest,
 )
 from penstock.quota.v1.quota_pb2_grpc import QuotaServiceStub
+from penstock.router.breaker import Breaker
+from penstock.router.ledger_errors import error_of, is_open
 
 logger = logging.getLogger(__name__)
 
-RESERVE_TRY_SECONDS = 2.0
-"""Of one try: a commit takes milliseconds; a longer silence is a lost answer."""
+ASK_TRY_SECONDS = 2.0
+"""Of one try to reserve or extend: a commit takes milliseconds; a longer silence is a lost answer.
+"""
 
-RESERVE_SECONDS_MAX = 5.0
+ASK_SECONDS_MAX = 5.0
 """Of all tries: a client is better told than kept waiting; PostgreSQL restarts within it."""
+
+AWAY_SECONDS = 1.0
+"""After it was found to be away, and between the tries that find out whether it is back."""
 
 RESOLVE_TRY_SECONDS = 5.0
 """Of one try to settle or void, which nobody waits for."""
@@ -67,19 +73,6 @@ LOST_ANSWER = "RESERVE_ANSWER_LOST"
 
 _Stream = BatchStream[Operation, OperationResult]
 
-# What leaves open whether the operation was applied, or asks to come again.
-_OPEN_CODES = frozenset(
-    {
-        grpc.StatusCode.UNAVAILABLE,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.ABORTED,
-        grpc.StatusCode.CANCELLED,
-        grpc.StatusCode.INTERNAL,
-        grpc.StatusCode.UNKNOWN,
-    }
-)
-
 
 def open_stream(channel: grpc.aio.Channel, token: str) -> _Stream:
     """The batched stream to the quota service."""
@@ -99,7 +92,7 @@ class QuotaLedger:
     """Implements `ports.Ledger`.
 
     Attributes:
-        unavailable_count: Reserves that were given up without an answer.
+        unavailable_count: Reserves and extensions that were given up without an answer.
         refused_count: Settles and voids that the ledger will never take: a fault to look into.
         dropped_count: Settles and voids that found no place in the queue; their holds expire.
     """
@@ -113,6 +106,8 @@ class QuotaLedger:
     ) -> None:
         self._stream = stream
         self._clock = clock or SystemClock()
+        self._breaker = Breaker(failures=1, open_seconds=AWAY_SECONDS, clock=self._clock)
+        self._heard_seconds = float("-inf")
         self._random = jitter or random.Random()  # noqa: S311  spreads retries, guards nothing
         self._resolving: set[asyncio.Task[bool]] = set()
         self.unavailable_count = 0
@@ -139,16 +134,26 @@ class QuotaLedger:
             sent = True
 
         try:
-            result = await self._reserve(request, deadline, traceparent, on_sent)
+            result = await self._ask(Operation(reserve=request), deadline, traceparent, on_sent)
             answered = True
         finally:
             # Also where the caller is cancelled: the hold may be there, and no use is made of it.
-            if sent and not answered:
+            # What was only counted holds nothing.
+            if sent and not answered and request.pool != POOL_KIND_CACHE:
                 void = VoidRequest(reservation_id=request.reservation_id, reason=LOST_ANSWER)
                 self._resolve(Operation(void=void, traceparent=traceparent), LOST_RESERVES_MAX)
         if result.WhichOneof("result") == "error":
             raise error_of(result.error, self._clock)
         return result.reserve
+
+    async def extend(
+        self, request: ExtendRequest, deadline: Deadline, traceparent: str = ""
+    ) -> ExtendResponse:
+        """See `ports.Ledger.extend`."""
+        result = await self._ask(Operation(extend=request), deadline, traceparent)
+        if result.WhichOneof("result") == "error":
+            raise error_of(result.error, self._clock)
+        return result.extend
 
     async def settle(self, request: SettleRequest, traceparent: str = "") -> bool:
         """See `ports.Ledger.settle`."""
@@ -175,44 +180,77 @@ class QuotaLedger:
         await self._stream.drain(deadline.remaining_seconds())
         return len(left)
 
-    async def _reserve(
+    async def _ask(
         self,
-        request: ReserveRequest,
+        operation: Operation,
         deadline: Deadline,
         traceparent: str,
-        on_sent: Callable[[], None],
+        on_sent: Callable[[], None] = lambda: None,
     ) -> OperationResult:
-        """The ledger's verdict; raises where there is none in time."""
-        until = Deadline.after(min(RESERVE_SECONDS_MAX, deadline.remaining_seconds()))
-        backoff = self._backoff()
-        why: PenstockError = DeadlineExceeded("the deadline passed before anything was reserved")
-        while (left_seconds := until.remaining_seconds()) > 0:
-            try_seconds = min(RESERVE_TRY_SECONDS, left_seconds)
-            operation = Operation(
-                reserve=request,
-                traceparent=traceparent,
-                deadline_ms=max(1, int(try_seconds * 1000)),
+        """The ledger's verdict on a reserve or an extension; raises where there is none in time."""
+        probes = not self._breaker.is_closed
+        permit = self._breaker.enter()
+        if permit is None:
+            raise self._away("it did not answer others", self._breaker.retry_after_seconds)
+        began_seconds = self._clock.monotonic_seconds()
+        until = Deadline.after(min(ASK_SECONDS_MAX, deadline.remaining_seconds()))
+        operation.traceparent = traceparent
+        try:
+            result, why = await self._tries(operation, until, on_sent, once=probes)
+            if result is not None:
+                return result
+            # Nobody was answered all the while: it is away, and not only this account slow. A
+            # caller with less time than one try takes has found out nothing.
+            waited_seconds = self._clock.monotonic_seconds() - began_seconds
+            waited_enough = deadline.remaining_seconds() > 0 or waited_seconds >= ASK_TRY_SECONDS
+            if self._heard_seconds < began_seconds and waited_enough:
+                permit.failed()
+        finally:
+            permit.dropped()  # only where no verdict was given: the caller went away
+        if deadline.remaining_seconds() <= 0:
+            self.unavailable_count += 1
+            raise DeadlineExceeded(
+                f"the deadline passed before the ledger answered ({why}); nothing was sent"
             )
+        raise self._away(why, ASK_SECONDS_MAX)
+
+    async def _tries(
+        self, operation: Operation, until: Deadline, on_sent: Callable[[], None], *, once: bool
+    ) -> tuple[OperationResult | None, str]:
+        """The verdict, or why there is none."""
+        backoff = self._backoff()
+        why = "the deadline passed before anything was reserved"
+        while (left_seconds := until.remaining_seconds()) > 0:
+            try_seconds = min(ASK_TRY_SECONDS, left_seconds)
+            again = Operation()
+            again.CopyFrom(operation)
+            again.deadline_ms = max(1, int(try_seconds * 1000))
             try:
                 result = await self._stream.call(
-                    operation, timeout_seconds=try_seconds, on_sent=on_sent
+                    again, timeout_seconds=try_seconds, on_sent=on_sent
                 )
             except (Unavailable, DeadlineExceeded) as error:
-                why = error
+                why = error.message
             else:
-                if not _is_open(result):
-                    return result
-                why = error_of(result.error, self._clock)
+                if not is_open(result):
+                    self._heard()
+                    return result, ""
+                why = error_of(result.error, self._clock).message
+            if once:
+                break
             await asyncio.sleep(min(backoff(), until.remaining_seconds()))
+        return None, why
+
+    def _heard(self) -> None:
+        self._heard_seconds = self._clock.monotonic_seconds()
+        self._breaker.heard()
+
+    def _away(self, why: str, retry_after_seconds: float | None) -> Unavailable:
         self.unavailable_count += 1
-        if deadline.remaining_seconds() <= 0:
-            raise DeadlineExceeded(
-                f"the deadline passed before the ledger answered ({why.message}); nothing was sent"
-            )
-        raise Unavailable(
-            f"the ledger cannot be reached, so nothing may be spent ({why.message}); try again",
+        return Unavailable(
+            f"the ledger cannot be reached, so nothing may be spent ({why}); try again",
             reason="LEDGER_UNAVAILABLE",
-            retry_after_seconds=RESERVE_SECONDS_MAX,
+            retry_after_seconds=retry_after_seconds,
         )
 
     async def _acknowledged(self, operation: Operation) -> bool:
@@ -244,9 +282,11 @@ class QuotaLedger:
             except (Unavailable, DeadlineExceeded):
                 pass
             else:
+                if not is_open(result):
+                    self._heard()
                 if result.WhichOneof("result") != "error":
                     return True
-                if not _is_open(result):
+                if not is_open(result):
                     self.refused_count += 1
                     reason = result.error.reason
                     logger.error("the ledger refused %s: %s", _name(operation), reason)
@@ -263,44 +303,6 @@ class QuotaLedger:
             return pause_seconds
 
         return next_seconds
-
-
-def error_of(error: OperationError, clock: Clock) -> PenstockError:
-    """The PenstockError that the quota service meant; a refusal's facts are in its metadata."""
-    kind = kind_of(_code(error), error.reason)
-    metadata = dict(error.metadata)
-    retry_after_seconds = None
-    if kind is BudgetExceeded and error.HasField("refusal"):
-        refusal = error.refusal
-        for field in refusal.DESCRIPTOR.fields:
-            if field.name != "resets_at":
-                metadata.setdefault(field.name, str(getattr(refusal, field.name)))
-        if refusal.HasField("resets_at"):
-            metadata.setdefault("resets_at", refusal.resets_at.ToJsonString())
-            resets_in = refusal.resets_at.ToMilliseconds() / 1000 - clock.unix_seconds()
-            retry_after_seconds = max(0.0, resets_in)
-        else:
-            metadata["resets_at"] = "never"
-    return kind(
-        error.message,
-        reason=error.reason or None,
-        metadata=metadata,
-        retry_after_seconds=retry_after_seconds,
-    )
-
-
-def _is_open(result: OperationResult) -> bool:
-    """Whether the ledger gave no verdict: the operation may have been applied, or may yet be."""
-    if result.WhichOneof("result") != "error" or result.error.HasField("refusal"):
-        return False
-    return result.error.reason != "BUDGET_EXCEEDED" and _code(result.error) in _OPEN_CODES
-
-
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
-
-
-def _code(error: OperationError) -> grpc.StatusCode:
-    return _CODES.get(error.code, grpc.StatusCode.UNKNOWN)
 
 
 def _name(operation: Operation) -> str:

@@ -12,6 +12,8 @@ from penstock.cache.v1.cache_pb2 import (
 )
 from penstock.core.deadline import Deadline
 from penstock.quota.v1.quota_pb2 import (
+    ExtendRequest,
+    ExtendResponse,
     ReserveRequest,
     ReserveResponse,
     SettleRequest,
@@ -32,9 +34,21 @@ class Ledger(Protocol):
 
         Raises:
             BudgetExceeded: names the budget, its window and its reset.
+            RateLimited: names the limit; `retry_after_seconds` where it frees up by itself.
+            CreditExhausted: names the prepaid account.
             Unavailable: LEDGER_UNAVAILABLE; a hold whose answer was lost is voided in the
             background.
             DeadlineExceeded, InvalidRequest, Conflict: as the quota service says.
+        """
+        ...
+
+    async def extend(
+        self, request: ExtendRequest, deadline: Deadline, traceparent: str = ""
+    ) -> ExtendResponse:
+        """Holds as much in all as the request says, or raises like `reserve`; what was held stays.
+
+        Raises:
+            FailedPrecondition: the hold is there no more.
         """
         ...
 

@@ -6,6 +6,7 @@ from penstock.cache.v1.cache_pb2 import Answer, LookupResponse
 from penstock.core.catalogue import Catalogue
 from penstock.core.errors import PenstockError
 from penstock.router.estimate import Used
+from penstock.router.ledger_errors import POOL
 from penstock.router.policy import Attempt, Reason
 from penstock.router.v1.router_pb2 import (
     CACHE_VERDICT_HIT,
@@ -21,6 +22,8 @@ CLIENT_GONE = "CLIENT_GONE"
 """Outcome of an attempt whose caller hung up or ran out of time."""
 INTERNAL = "INTERNAL"
 """Outcome of an attempt that our own fault ended."""
+CACHE = "cache"
+"""The provider of an answer that was stored or shared."""
 FAIL_OPEN = "FAIL_OPEN"
 """In place of a reservation's id: a local attempt that went on while the ledger was away (LEDGER,
 I15).
@@ -47,17 +50,19 @@ class Tally:
     cost_nano_usd: int = 0
     settled: bool = True
     refused_nano_usd: int | None = None
-    """The smallest hold that a budget refused."""
+    """The smallest hold that was refused for want of the caller's own money."""
 
-    def hopeless(self, attempt: Attempt) -> bool:
-        """A budget has refused as little as this attempt would hold."""
-        refused = self.refused_nano_usd
-        return refused is not None and attempt.cost_bound_nano_usd >= refused
+    def hopeless(self, hold_nano_usd: int) -> bool:
+        """The caller's own money was refused to as little as this attempt would hold first."""
+        return self.refused_nano_usd is not None and hold_nano_usd >= self.refused_nano_usd
 
-    def refuse(self, attempt: Attempt, outcome: str) -> None:
-        """A budget had too little left: nothing was held or sent."""
-        self.refused_nano_usd = attempt.cost_bound_nano_usd
-        self.add(attempt, outcome=outcome, reservation_id="", used=Used(Usage(), 0))
+    def refuse(self, attempt: Attempt, refusal: PenstockError, hold_nano_usd: int) -> None:
+        """Too little was left: nothing was held or sent. A provider's pool says nothing of the
+        next provider.
+        """
+        if refusal.metadata.get("account_kind") != POOL:
+            self.refused_nano_usd = hold_nano_usd
+        self.add(attempt, outcome=refusal.reason, reservation_id="", used=Used(Usage(), 0))
 
     def add(self, attempt: Attempt, *, outcome: str, reservation_id: str, used: Used) -> None:
         self.cost_nano_usd += used.amount_nano_usd
@@ -115,7 +120,7 @@ def of_stored(
     saved = baseline_cost_nano_usd(baseline, answer.usage, catalogue)
     return Receipt(
         request_id=request_id,
-        provider="cache",
+        provider=CACHE,
         model=answer.model,
         reason=Reason.SHARED_FLIGHT if shared else Reason.EXACT_HIT,
         cache=CACHE_VERDICT_SHARED if shared else CACHE_VERDICT_HIT,

@@ -33,21 +33,22 @@ def of_request(request: Request, *, record_prompts: bool) -> Attributes:
     return found | telemetry_content.prompt(chat, record_prompts=record_prompts)
 
 
-def of_attempt(attempt: Attempt, index: int) -> Attributes:
+def of_attempt(attempt: Attempt, index: int, held_nano_usd: int) -> Attributes:
     return {
         semconv.PROVIDER: attempt.label,
         semconv.RESPONSE_MODEL: attempt.model,
         semconv.REASON: attempt.reason,
         semconv.REQUEST_MAX_TOKENS: attempt.max_tokens,
-        semconv.HELD_NANO_USD: attempt.cost_bound_nano_usd,
+        semconv.HELD_NANO_USD: held_nano_usd,
         semconv.ATTEMPT_INDEX: index,
     }
 
 
-def of_use(used: Used, reservation_id: str) -> Attributes:
+def of_use(used: Used, reservation_id: str, held_nano_usd: int) -> Attributes:
     usage = used.usage
     return {
         semconv.RESERVATION_ID: reservation_id,
+        semconv.HELD_NANO_USD: held_nano_usd,
         **semconv.charged(
             cost_nano_usd=used.amount_nano_usd,
             prompt_tokens=usage.prompt_tokens,

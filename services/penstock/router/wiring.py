@@ -31,6 +31,7 @@ from penstock.router.request import Request
 from penstock.router.running import Registry
 from penstock.router.snapshot_feed import SnapshotFeed
 from penstock.router.v1.router_pb2 import ExplainRouteResponse, Model
+from penstock.router.waiting import Limits, Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,8 @@ class Router:
         self._answers = CacheAnswers(
             answers.open_stream(to_cache, token), lambda: self._current().cache, clock=clock
         )
-        self._metrics.unsettled.set_function(lambda: self._ledger.resolving)
+        self._waiting = Waiting(self._limits, clock)
+        self._count()
         self._pools = Pools(catalogue=self._current, clock=clock)
         self._providers = Providers(
             self._current(), environ=config.environ, clock=clock, stand_in=config.stand_in
@@ -113,6 +115,31 @@ class Router:
         for task in self._tasks:
             task.add_done_callback(_report)
 
+    def _limits(self) -> Limits:
+        catalogue = self._current()
+        return Limits(catalogue.ledger.waiting_max, catalogue.routing.wait_margin_ms / 1000)
+
+    def _count(self) -> None:
+        """What others know, and the metrics read off them."""
+        ledger, metrics = self._ledger, self._metrics
+        metrics.unsettled.set_function(lambda: ledger.resolving)
+        metrics.limit_waiting.set_function(lambda: self._waiting.count)
+        metrics.count_from(
+            "ledger_unavailable",
+            "Reserves and extensions that the ledger did not answer.",
+            lambda: ledger.unavailable_count,
+        )
+        metrics.count_from(
+            "ledger_refused",
+            "Settles and voids that the ledger will never take.",
+            lambda: ledger.refused_count,
+        )
+        metrics.count_from(
+            "ledger_dropped",
+            "Settles and voids that found no place in the queue.",
+            lambda: ledger.dropped_count,
+        )
+
     async def _start_metrics(self) -> None:
         self._metrics_port: HttpServer | None = None
         if listen := self._config.metrics_listen:
@@ -133,6 +160,7 @@ class Router:
             new_trace=self._telemetry.request,
             metrics=self._metrics,
             clock=self._clock,
+            waiting=self._waiting,
         )
 
     def _make_front(self) -> Front:

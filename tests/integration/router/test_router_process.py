@@ -102,6 +102,10 @@ async def test_it_gets_ready_answers_reloads_and_drains(environment: dict[str, s
             f"http://{environment['PENSTOCK_ROUTER_METRICS_LISTEN']}/metrics"
         )
         assert "penstock_requests_total{" in metrics.text
+        # This quota service knows keys and nothing else: the reserve had no answer.
+        assert "penstock_ledger_unavailable_total 1.0" in metrics.text
+        for name in ("ledger_refused_total", "ledger_dropped_total", "limit_waiting"):
+            assert f"penstock_{name} 0.0" in metrics.text
         assert 404 == (await client.get("/metrics")).status_code
         write(environment, CATALOGUE_YAML.replace("own:", "mine:"))
 

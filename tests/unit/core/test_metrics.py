@@ -55,3 +55,11 @@ def test_fail_open_is_counted_and_what_is_unsettled_is_read_when_asked():
     assert 2 == read("penstock_ledger_unsettled")
     unsettled.clear()
     assert 0 == read("penstock_ledger_unsettled")
+
+
+def test_what_somebody_else_counts_is_read_at_each_scrape():
+    metrics, counted = Metrics(), [3]
+    metrics.count_from("ledger_dropped", "Dropped.", lambda: counted[0])
+    assert 3 == metrics.registry.get_sample_value("penstock_ledger_dropped_total")
+    counted[0] = 5
+    assert "penstock_ledger_dropped_total 5.0" in exposition(metrics.registry)[0].decode()

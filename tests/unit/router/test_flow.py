@@ -5,8 +5,6 @@ import pytest
 
 from penstock.core import semconv
 from penstock.core.catalogue import TelemetrySettings
-from penstock.core.clock import SystemClock
-from penstock.core.deadline import Deadline
 from penstock.core.errors import (
     BudgetExceeded,
     CapacityExhausted,
@@ -15,29 +13,18 @@ from penstock.core.errors import (
     Unavailable,
     UpstreamFailed,
 )
-from penstock.core.metrics import Metrics
-from penstock.core.telemetry import Telemetry
-from penstock.quota.v1.quota_pb2 import Principal
 from penstock.router.backends.base import (
     AttemptFailed,
     Billing,
     Chunk,
     PoolView,
-    ProviderView,
-    Views,
 )
-from penstock.router.events import Delta, Done, Event, Started
-from penstock.router.flow import Flow
-from penstock.router.request import Request
+from penstock.router.events import Delta, Done, Started
 from penstock.router.v1.router_pb2 import CACHE_VERDICT_HIT, CACHE_VERDICT_UNAVAILABLE, CacheControl
 from penstock.type.v1.chat_pb2 import ChoiceDelta
-from support.chat import catalogue, chat
+from support.chat import catalogue
+from support.flow_house import House, request
 from support.ports import (
-    FixedLandscape,
-    MemoryAnswers,
-    MemoryLedger,
-    Script,
-    ScriptedBackend,
     text_answer,
 )
 from support.telemetry import recorded
@@ -47,44 +34,6 @@ FULL = AttemptFailed(CapacityExhausted("full"), billing=Billing.NOTHING, fall_ba
 DIED = AttemptFailed(UpstreamFailed("died"), billing=Billing.UNKNOWN, fall_back=True)
 BROKE = AttemptFailed(StreamBroken("broke"), billing=Billing.UNKNOWN, fall_back=True)
 BAD = AttemptFailed(InvalidRequest("bad"), billing=Billing.NOTHING, fall_back=False)
-
-
-class House:
-    """A flow with everything around it in memory."""
-
-    def __init__(self, local: Script = (), paid: Script = (), limit_nano_usd: int = 10**15) -> None:
-        self.ledger = MemoryLedger(limit_nano_usd)
-        self.answers = MemoryAnswers()
-        self.local = ScriptedBackend(local or text_answer())
-        self.paid = ScriptedBackend(paid or text_answer())
-        pool = PoolView(ready_replicas=1, free_slots=2, queue_room=2)
-        self.views = Views({"small": pool}, {"acme": ProviderView("acme", enabled=True)})
-        self.flow = Flow(
-            catalogue=catalogue,
-            ledger=self.ledger,
-            answers=self.answers,
-            landscape=FixedLandscape(self.views),
-            backends=lambda name: self.local if name == "local" else self.paid,
-            new_trace=Telemetry("test").request,
-            metrics=Metrics(),
-            clock=SystemClock(),
-        )
-
-    async def run(self, the_request: Request) -> list[Event]:
-        return [event async for event in self.flow.run(the_request)]
-
-
-def request(
-    model: str = "auto", *, fail_open: bool = False, stream: bool = True, **fields: object
-) -> Request:
-    return Request(
-        request_id="req_1",
-        principal=Principal(key_id="k", org_id="o", fail_open_local=fail_open),
-        model=model,
-        input=chat(**fields),
-        deadline=Deadline.after(60),
-        stream=stream,
-    )
 
 
 async def test_an_answer_is_started_delivered_and_billed():

@@ -21,15 +21,15 @@ from penstock.core.ids import uuid7
 from penstock.core.ports import free_port
 from penstock.quota.v1.quota_pb2 import (
     BudgetRefusal,
-    Operation,
     OperationError,
     ReserveRequest,
     SettleRequest,
     VoidRequest,
 )
 from penstock.router import ledger as ledger_module
-from penstock.router.ledger import QuotaLedger, error_of
-from support.fault_quota import Fault, FaultyQuota, ledger_at, serving
+from penstock.router.ledger import QuotaLedger
+from penstock.router.ledger_errors import error_of
+from support.fault_quota import Fault, FaultyQuota, ledger_at, once, serving
 from support.wait import until
 
 
@@ -46,18 +46,6 @@ async def ledger(quota: FaultyQuota) -> AsyncIterator[QuotaLedger]:
 
 def hold(amount: int = 100, reservation_id: str = "") -> ReserveRequest:
     return ReserveRequest(reservation_id=reservation_id or uuid7(), amount_nano_usd=amount)
-
-
-def once(fault: Fault, kind: str):
-    """The fault for the first operation of the kind, none for the others."""
-    left = [fault]
-
-    def faults(operation: Operation) -> Fault:
-        if operation.WhichOneof("operation") == kind and left:
-            return left.pop()
-        return Fault.NONE
-
-    return faults
 
 
 def soon() -> Deadline:
@@ -112,8 +100,8 @@ async def test_a_resolution_is_told_until_it_is_acknowledged(ledger, quota, faul
 async def test_a_reserve_whose_answer_never_came_is_voided_in_the_background(
     ledger, quota, monkeypatch
 ) -> None:
-    monkeypatch.setattr(ledger_module, "RESERVE_TRY_SECONDS", 0.1)
-    monkeypatch.setattr(ledger_module, "RESERVE_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(ledger_module, "ASK_TRY_SECONDS", 0.1)
+    monkeypatch.setattr(ledger_module, "ASK_SECONDS_MAX", 0.3)
     quota.faults = lambda o: Fault.SILENCE if o.HasField("reserve") else Fault.NONE
     request = hold(100)
     with pytest.raises(Unavailable) as given_up:
@@ -146,7 +134,7 @@ async def test_a_reserve_that_is_cancelled_in_flight_is_voided(ledger, quota) ->
 
 
 async def test_a_reserve_that_never_left_is_not_voided(monkeypatch) -> None:
-    monkeypatch.setattr(ledger_module, "RESERVE_SECONDS_MAX", 0.3)
+    monkeypatch.setattr(ledger_module, "ASK_SECONDS_MAX", 0.3)
     async with ledger_at(f"127.0.0.1:{free_port()}") as ledger:
         # The first operations may leave into a stream that only then proves to be dead.
         with pytest.raises(Unavailable):

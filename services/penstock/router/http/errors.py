@@ -24,12 +24,20 @@ CODE_OF_REASON = {
     "KEY_MISSING": "invalid_api_key",
     "KEY_UNKNOWN": "invalid_api_key",
     "BUDGET_EXCEEDED": "insufficient_quota",
+    "CREDIT_EXHAUSTED": "insufficient_quota",
+    "RATE_LIMITED": "rate_limit_exceeded",
     "CAPACITY_EXHAUSTED": "rate_limit_exceeded",
     "UPSTREAM_RATE_LIMITED": "rate_limit_exceeded",
 }
 """OpenAI's own codes, on which existing clients branch; any other is our reason in lower case."""
 
-NO_RETRY = (errors.BudgetExceeded, errors.DeadlineExceeded, errors.Conflict, errors.StreamBroken)
+NO_RETRY = (
+    errors.BudgetExceeded,
+    errors.CreditExhausted,
+    errors.DeadlineExceeded,
+    errors.Conflict,
+    errors.StreamBroken,
+)
 """OpenAI's SDKs retry 409, 429 and 5xx by themselves: of no use here, or it would be paid twice."""
 
 
@@ -70,15 +78,20 @@ def response_of(
         seconds = max(0.0, error.retry_after_seconds)
         headers["retry-after"] = str(math.ceil(seconds))
         headers["retry-after-ms"] = str(math.ceil(seconds * 1000))
-    if isinstance(error, NO_RETRY):
+    if isinstance(error, NO_RETRY) or _can_never_succeed(error):
         headers["x-should-retry"] = "false"
     if isinstance(error, errors.Unauthenticated):
         headers["www-authenticate"] = "Bearer"
     return Response(_encode(body_of(error, request_id)), status_of(error), headers)
 
 
+def _can_never_succeed(error: PenstockError) -> bool:
+    """It asks for more than a rate limit allows at all."""
+    return isinstance(error, errors.RateLimited) and error.retry_after_seconds is None
+
+
 def _type_of(error: PenstockError) -> str:
-    if isinstance(error, errors.BudgetExceeded):
+    if isinstance(error, errors.BudgetExceeded | errors.CreditExhausted):
         return "insufficient_quota"
     status = status_of(error)
     if status == 401:
