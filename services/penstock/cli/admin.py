@@ -1,19 +1,24 @@
-"""Calls of quota's AdminService: where it is, the operator's token, errors as they are told."""
+"""Calls of quota's services: where they are, the tokens, who changes what, errors as they are told."""
 
+import getpass
 import math
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
+from urllib.parse import quote
 
 import grpc
 
-from penstock.cli.errors import CliError
+from penstock.cli.errors import BAD_USAGE, CliError
 from penstock.cli.state import State, read_env
 from penstock.core.channel import bearer, connect
-from penstock.core.errors import PenstockError
+from penstock.core.errors import InvalidRequest, PenstockError
 from penstock.core.status import from_rpc_error
-from penstock.quota.v1 import admin_pb2_grpc
+from penstock.quota.v1 import admin_pb2_grpc, quota_pb2, quota_pb2_grpc
+
+T = TypeVar("T")
 
 CALL_SECONDS = 20.0
 
@@ -22,17 +27,76 @@ UNIT_MAX = 90
 
 ADDRESS = "PENSTOCK_QUOTA_ADMIN_ADDRESS"
 TOKEN = "PENSTOCK_ADMIN_TOKEN"  # noqa: S105 - a variable's name
+QUOTA_ADDRESS = "PENSTOCK_QUOTA_ADDRESS"
+SERVICE_TOKEN = "PENSTOCK_SERVICE_TOKEN"  # noqa: S105 - a variable's name
 TRACES = "PENSTOCK_TRACES_STORE"
 KEY_ID = "PENSTOCK_KEY_ID"
 QUOTA_DSN = "PENSTOCK_QUOTA_DSN"
 
 
+ACTOR_CHARACTERS_MAX = 128
+REASON_CHARACTERS_MAX = 512
+"""As the contract has them."""
+
+PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+"""What gRPC's metadata may hold; anything else is percent-encoded UTF-8."""
+
+REMEDIES = {
+    "SERVICE_TOKEN_INVALID": f"Set {TOKEN} to the ledger's own, as `make up` wrote it.",
+    "RESERVATION_UNKNOWN": "`penstock ledger entries --request ID` lists a request's reservations.",
+}
+"""By reason: where the service's own words cannot know what a person types."""
+
+
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Where AdminService listens and what it demands."""
+    """Where a service listens and what it demands."""
 
     address: str
     token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Who changes the ledger's configuration or its balances, why, and whether he does."""
+
+    actor: str
+    reason: str = ""
+    dry_run: bool = False
+
+    @classmethod
+    def of(cls, actor: str, reason: str, *, dry_run: bool) -> "Change":
+        """Checked; an empty actor is the user of this machine.
+
+        Raises:
+            CliError: too long.
+        """
+        actor, reason = actor.strip() or system_user(), reason.strip()
+        for name, text, most in (
+            ("--actor", actor, ACTOR_CHARACTERS_MAX),
+            ("--reason", reason, REASON_CHARACTERS_MAX),
+        ):
+            if len(text) > most:
+                raise CliError(
+                    f"{name} has {len(text)} characters; at most {most}", code=BAD_USAGE
+                )
+        return cls(actor, reason, dry_run)
+
+    def metadata(self) -> list[tuple[str, str]]:
+        found = [("x-penstock-actor", quote(self.actor, safe=PRINTABLE))]
+        if self.reason:
+            found.append(("x-penstock-reason", quote(self.reason, safe=PRINTABLE)))
+        if self.dry_run:
+            found.append(("x-penstock-dry-run", "1"))
+        return found
+
+
+def system_user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # A container's user may have a number only.
+        return f"uid-{os.getuid()}"
 
 
 def settings(state: State, environment: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -42,15 +106,20 @@ def settings(state: State, environment: Mapping[str, str] | None = None) -> dict
     return {**read_env(state.env), **read_env(state.admin_env), **given}
 
 
-def access(state: State) -> Access:
+def access(state: State, address: str = ADDRESS, token: str = TOKEN) -> Access:
+    """By the names of the variables that tell it.
+
+    Raises:
+        CliError: they are nowhere.
+    """
     found = settings(state)
-    address, token = found.get(ADDRESS), found.get(TOKEN)
-    if not address or not token:
+    at, secret = found.get(address), found.get(token)
+    if not at or not secret:
         raise CliError(
-            f"no ledger is known here: {state.admin_env} is not there",
-            remedy=f"Start Penstock with `make up`, or set {ADDRESS} and {TOKEN}.",
+            f"no ledger is known here: {state.admin_env} is not there or does not name it",
+            remedy=f"Start Penstock with `make up`, or set {address} and {token}.",
         )
-    return Access(address, token)
+    return Access(at, secret)
 
 
 class Admin:
@@ -60,21 +129,71 @@ class Admin:
         self._stub = admin_pb2_grpc.AdminServiceStub(channel)
         self._metadata = (bearer(token),)
 
-    async def call(self, method: str, request: object) -> object:
+    async def call(
+        self, method: str, request: object, metadata: Sequence[tuple[str, str]] = ()
+    ) -> object:
         """Raises PenstockError as the service meant it."""
         bound = getattr(self._stub, method)
         try:
             return await bound(
-                request, metadata=self._metadata, timeout=CALL_SECONDS, wait_for_ready=False
+                request,
+                metadata=(*self._metadata, *metadata),
+                timeout=CALL_SECONDS,
+                wait_for_ready=False,
             )
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
+
+    def stream(
+        self, method: str, requests: object, metadata: Sequence[tuple[str, str]] = ()
+    ) -> AsyncIterator[object]:
+        """Of a method that streams; as long as it takes. Raises PenstockError."""
+        bound = getattr(self._stub, method)
+        return _answers(bound(requests, metadata=(*self._metadata, *metadata)))
+
+
+class Balances:
+    """QuotaService's balances, with a service's token."""
+
+    def __init__(self, channel: grpc.aio.Channel, token: str) -> None:
+        self._stub = quota_pb2_grpc.QuotaServiceStub(channel)
+        self._metadata = (bearer(token),)
+
+    async def get(self, account_id: str) -> quota_pb2.Balance:
+        """Raises PenstockError."""
+        try:
+            return await self._stub.GetBalance(
+                quota_pb2.GetBalanceRequest(account_id=account_id),
+                metadata=self._metadata,
+                timeout=CALL_SECONDS,
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+
+    def watch(self, account_id: str, interval_ms: int) -> AsyncIterator[quota_pb2.Balance]:
+        """Raises PenstockError."""
+        request = quota_pb2.WatchBalanceRequest(account_id=account_id, interval_ms=interval_ms)
+        return _answers(self._stub.WatchBalance(request, metadata=self._metadata))
+
+
+async def _answers(call: AsyncIterable[T]) -> AsyncIterator[T]:
+    try:
+        async for answer in call:
+            yield answer
+    except grpc.aio.AioRpcError as error:
+        raise from_rpc_error(error) from None
 
 
 @asynccontextmanager
 async def opened(found: Access) -> AsyncIterator[Admin]:
     async with connect(found.address) as channel:
         yield Admin(channel, found.token)
+
+
+@asynccontextmanager
+async def balances(found: Access) -> AsyncIterator[Balances]:
+    async with connect(found.address) as channel:
+        yield Balances(channel, found.token)
 
 
 def duration(seconds: float) -> str:
@@ -93,8 +212,17 @@ def told(error: PenstockError, found: str) -> CliError:
         return CliError(
             f"nothing answers at {found}", remedy="Is it running? `penstock status` tells."
         )
-    lines = [error.message]
-    lines += [f"  {v.field}: {v.description}" for v in error.violations]
+    lines = [] if _repeats(error) else [error.message]
+    lines += [f"{v.field}: {v.description}" for v in error.violations]
     if error.retry_after_seconds is not None and "resets_at" not in error.metadata:
-        lines.append(f"  again after {duration(error.retry_after_seconds)}")
-    return CliError(f"{error.reason}: " + "\n".join(lines))
+        lines.append(f"again after {duration(error.retry_after_seconds)}")
+    return CliError(
+        f"{error.reason}: " + "\n  ".join(lines), remedy=REMEDIES.get(error.reason, "")
+    )
+
+
+def _repeats(error: PenstockError) -> bool:
+    """Its message only joins its violations, which are told one by one."""
+    if not error.violations:
+        return False
+    return error.message == InvalidRequest.of(error.violations).message

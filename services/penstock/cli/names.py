@@ -1,5 +1,9 @@
-"""Accounts and keys as people name them: an id, `key:NAME`, `team:NAME`, `org:NAME`, or a name."""
+"""Accounts as people name them: an id, `org:acme`, `team:acme/search`, `key:ci`, `pool:openai`.
 
+What two accounts bear is told apart by where they lie: `key:acme/search/ci`.
+"""
+
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,34 +14,64 @@ from penstock.quota.v1.quota_pb2 import Principal
 
 _KINDS = {admin_pb2.Account.KIND_ORG: "org", admin_pb2.Account.KIND_TEAM: "team"}
 
+KINDS = ("org", "team", "key", "pool")
+
+LISTED_MAX = 20
+"""Of names in a refusal: enough to find a slip of the pen."""
+
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """Something that can have a budget."""
+    """Something that can have a budget; `path` names what it lies in, from the organisation on."""
 
     kind: str
     id: str
     name: str
+    path: tuple[str, ...] = ()
+    active: bool = True
 
     @property
     def text(self) -> str:
         return f"{self.kind}:{self.name}"
 
+    @property
+    def full(self) -> str:
+        """Unique, save of keys."""
+        return f"{self.kind}:{'/'.join((*self.path, self.name))}"
+
+    def is_called(self, name: str) -> bool:
+        """By its name, or by that and the end of its path."""
+        if name == self.name:
+            return True
+        *path, last = name.split("/")
+        return bool(path) and last == self.name and list(self.path[-len(path) :]) == path
+
 
 async def directory(admin: Admin) -> list[Named]:
     """All of them; a revoked key too, for it has spent."""
-    accounts = await admin.call("ListAccounts", admin_pb2.ListAccountsRequest())
-    keys = await admin.call("ListKeys", admin_pb2.ListKeysRequest())
+    accounts, keys, pools = await asyncio.gather(
+        admin.call("ListAccounts", admin_pb2.ListAccountsRequest()),
+        admin.call("ListKeys", admin_pb2.ListKeysRequest()),
+        admin.call("ListPools", admin_pb2.ListPoolsRequest()),
+    )
     assert isinstance(accounts, admin_pb2.ListAccountsResponse)
     assert isinstance(keys, admin_pb2.ListKeysResponse)
-    found = [Named(_KINDS.get(a.kind, "account"), a.id, a.name) for a in accounts.accounts]
-    # Active keys first: a bare name means the one that can be used.
-    ordered = sorted(keys.keys, key=lambda k: k.state != Principal.STATE_ACTIVE)
-    return found + [Named("key", k.id, k.name) for k in ordered]
+    assert isinstance(pools, admin_pb2.ListPoolsResponse)
+    by_id = {a.id: a.name for a in accounts.accounts}
+    found = []
+    for one in accounts.accounts:
+        if one.kind in _KINDS:
+            path = (by_id.get(one.org_id, one.org_id),) if one.org_id else ()
+            found.append(Named(_KINDS[one.kind], one.id, one.name, path))
+    for key in keys.keys:
+        path = (by_id.get(key.org_id, key.org_id), by_id.get(key.team_id, key.team_id))
+        active = key.state not in {Principal.STATE_REVOKED, Principal.STATE_EXPIRED}
+        found.append(Named("key", key.id, key.name, path, active))
+    return found + [Named("pool", p.id, p.name) for p in pools.pools]
 
 
 def find(known: Sequence[Named], text: str, *, kinds: Sequence[str] = ()) -> Named:
-    """The one that `text` means.
+    """The one that `text` means; a name of several keys means the one that can be used.
 
     Raises:
         CliError: none, or more than one.
@@ -46,18 +80,34 @@ def find(known: Sequence[Named], text: str, *, kinds: Sequence[str] = ()) -> Nam
     hits = [n for n in fitting if n.id == text]
     if not hits:
         kind, colon, name = text.partition(":")
-        hits = [n for n in fitting if (n.kind, n.name) == (kind, name)] if colon else []
+        hits = [n for n in fitting if n.kind == kind and n.is_called(name)] if colon else []
     if not hits:
-        hits = [n for n in fitting if n.name == text]
+        hits = [n for n in fitting if n.is_called(text)]
+    if len(hits) > 1:
+        active = [n for n in hits if n.active]
+        hits = active if len(active) == 1 else hits
     if len(hits) == 1:
         return hits[0]
-    what = " or ".join(kinds) or "org, team or key"
+    *first, last = kinds or KINDS
+    what = f"{', '.join(first)} or {last}" if first else last
     if not hits:
-        names = ", ".join(n.text for n in fitting[:20]) or "none"
-        raise CliError(f"there is no {what} {text!r}; there are: {names}", code=BAD_USAGE)
-    listed = ", ".join(f"{n.text} ({n.id})" for n in hits)
-    raise CliError(f"{text!r} is more than one {what}: {listed}; say its id", code=BAD_USAGE)
+        raise CliError(f"there is no {what} {text!r}; there are: {_listed(fitting)}", code=BAD_USAGE)
+    ways = ", ".join(f"{n.full} ({n.id})" for n in hits[:LISTED_MAX])
+    raise CliError(
+        f"{text!r} is more than one {what}: {ways}; write one of these, or its id",
+        code=BAD_USAGE,
+    )
+
+
+def _listed(fitting: Sequence[Named]) -> str:
+    told = ", ".join(n.full for n in fitting[:LISTED_MAX]) or "none"
+    return f"{told}, …" if len(fitting) > LISTED_MAX else told
 
 
 def label(known: Sequence[Named], identity: str) -> str:
-    return next((n.text for n in known if n.id == identity), identity)
+    """Its name, with its path where another bears the same; else its id."""
+    one = next((n for n in known if n.id == identity), None)
+    if one is None:
+        return identity
+    twins = [n for n in known if n.text == one.text and (n.active or n is one)]
+    return one.text if len(twins) == 1 else one.full

@@ -167,6 +167,7 @@ def _quota(plan: Plan) -> Service:
         readiness=GrpcHealth(plan.at("quota")),
         environment={
             **_base(plan, "quota"),
+            **{n: v for n, v in plan.environment.items() if n.startswith("PENSTOCK_ALERTS_")},
             "PENSTOCK_QUOTA_DSN": plan.quota_dsn,
             "PENSTOCK_QUOTA_LISTEN": plan.at("quota"),
             "PENSTOCK_QUOTA_ADMIN_LISTEN": plan.at("quota_admin"),

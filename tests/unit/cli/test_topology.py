@@ -38,6 +38,11 @@ def test_a_child_gets_its_own_settings_and_nobody_elses(tmp_path: Path) -> None:
     } == holders
 
 
+def test_the_webhooks_of_alerts_are_for_the_ledger_alone(tmp_path: Path) -> None:
+    found = environments(tmp_path, {"PENSTOCK_ALERTS_WEBHOOKS": "https://hooks.example/secret"})
+    assert ["quota"] == [n for n, told in found.items() if "PENSTOCK_ALERTS_WEBHOOKS" in told]
+
+
 def test_the_plans_own_word_wins_over_the_callers(tmp_path: Path) -> None:
     given = {"PENSTOCK_ROUTER_TOKEN": "theirs", "PENSTOCK_QUOTA_DSN": "postgresql://theirs"}
     found = environments(tmp_path, given)

@@ -1,0 +1,208 @@
+"""An operator's command: what it is given, how it asks the ledger, how its answer is shown.
+
+`operation` adds to each the options that all share (`--json`; to one that changes something also
+`--dry-run`, `--reason` and `--actor`), so that a command holds only what is its own.
+"""
+
+import functools
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+import typer
+from google.protobuf.message import Message
+from rich.markup import escape
+from rich.table import Table
+
+from penstock.cli import admin, names
+from penstock.cli.admin import Admin, Balances, Change
+from penstock.cli.app import (
+    Json,
+    awaited,
+    clear_faults,
+    err,
+    out,
+    print_json,
+    print_table,
+    state_of,
+)
+from penstock.cli.as_json import as_dict
+from penstock.cli.errors import BAD_USAGE, CliError
+from penstock.cli.names import Named
+from penstock.cli.state import State
+from penstock.core.errors import PenstockError
+
+M = TypeVar("M", bound=Message)
+
+ACCOUNT_HELP = "org:NAME, team:ORG/NAME, key:NAME, pool:NAME or an id."
+
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check it and show what would be; change nothing.")
+]
+Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the ledger's entry.")]
+Actor = Annotated[str, typer.Option("--actor", help="Who; default: the user of this machine.")]
+
+View = str | Table
+Told = Message | Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An answer: its JSON document, and what a person sees; by name of the accounts in it."""
+
+    document: Told
+    view: Sequence[View] | Callable[[Sequence[Named]], Sequence[View]]
+
+
+@dataclass
+class Call:
+    """One run of a command."""
+
+    state: State
+    as_json: bool
+    change: Change | None = None
+    _closing: AsyncExitStack = field(default_factory=AsyncExitStack)
+    _admin: Admin | None = None
+    _known: list[Named] | None = None
+
+    async def ask(self, method: str, request: Message, answer: type[M]) -> M:
+        """AdminService's answer; a change with who makes it and why.
+
+        Raises:
+            CliError: as the service says.
+        """
+        found = await self.admin_service()
+        metadata = self.change.metadata() if self.change else ()
+        try:
+            told = await found.call(method, request, metadata)
+        except PenstockError as error:
+            raise admin.told(error, admin.access(self.state).address) from None
+        assert isinstance(told, answer)
+        return told
+
+    async def admin_service(self) -> Admin:
+        if self._admin is None:
+            opening = admin.opened(admin.access(self.state))
+            self._admin = await self._closing.enter_async_context(opening)
+        return self._admin
+
+    async def balances(self) -> Balances:
+        return await self._closing.enter_async_context(admin.balances(self._quota()))
+
+    def _quota(self) -> admin.Access:
+        return admin.access(self.state, admin.QUOTA_ADDRESS, admin.SERVICE_TOKEN)
+
+    def told_by_quota(self, error: PenstockError) -> CliError:
+        return admin.told(error, self._quota().address)
+
+    async def known(self) -> list[Named]:
+        """Everything that has a name; asked once."""
+        if self._known is None:
+            found = await self.admin_service()
+            try:
+                self._known = await names.directory(found)
+            except PenstockError as error:
+                raise admin.told(error, admin.access(self.state).address) from None
+        return self._known
+
+    async def find(self, text: str, *kinds: str) -> Named:
+        """The account that `text` means. Raises CliError: none, or more than one."""
+        return names.find(await self.known(), text, kinds=kinds)
+
+    async def find_id(self, text: str | None, *kinds: str) -> str:
+        """Its id; "" where nothing was asked for."""
+        return "" if text is None else (await self.find(text, *kinds)).id
+
+    async def show(self, shown: Shown) -> None:
+        dry_run = self.change is not None and self.change.dry_run
+        if self.as_json:
+            document = shown.document
+            told = as_dict(document) if isinstance(document, Message) else dict(document)
+            print_json({**told, "dry_run": True} if dry_run else told)
+            return
+        if dry_run:
+            err.print("dry run: nothing was changed; it would be:", style="yellow")
+        view = shown.view
+        for one in view(await self.known()) if callable(view) else view:
+            if isinstance(one, Table):
+                print_table(one)
+            else:
+                out.print(escape(one))
+
+    async def aclose(self) -> None:
+        await self._closing.aclose()
+
+
+Body = Callable[..., Awaitable[Shown | None]]
+F = TypeVar("F", bound=Body)
+
+
+def operation(
+    group: typer.Typer,
+    name: str,
+    *examples: str,
+    changes: bool = False,
+    reason_needed: bool = False,
+    settings: dict[str, Any] | None = None,
+) -> Callable[[F], F]:
+    """Registers `async def body(call, …) -> Shown | None` as the command `name` of the group.
+
+    `reason_needed`: it is refused without `--reason`. None: the body has shown its answer itself.
+    """
+
+    def register(body: F) -> F:
+        @functools.wraps(body)
+        async def run(context: typer.Context, *, as_json: bool, **given: Any) -> None:
+            call = Call(state_of(context), as_json)
+            if changes:
+                dry_run, why, who = (given.pop(n) for n in ("dry_run", "reason", "actor"))
+                call.change = Change.of(who, why, dry_run=dry_run)
+                if reason_needed and not call.change.reason:
+                    raise CliError("--reason is missing: say why", code=BAD_USAGE)
+            try:
+                shown = await body(call, **given)
+                if shown is not None:
+                    await call.show(shown)
+            finally:
+                await call.aclose()
+
+        own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
+        signature = inspect.Signature([_CONTEXT, *own, *(_CHANGING if changes else ()), _JSON])
+        command = clear_faults(awaited(run))
+        command.__signature__ = signature  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        group.command(name, epilog=_told(examples), context_settings=settings)(command)
+        return body
+
+    return register
+
+
+def _told(examples: Sequence[str]) -> str:
+    """Each on a line of its own, as rich takes it."""
+    head = "Example:" if len(examples) == 1 else "Examples:"
+    return "\n\n".join([head, *(f"  {escape(e)}" for e in examples)])
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Parameter(name, kind, annotation=annotation, default=default)
+
+
+_CONTEXT = _parameter("context", typer.Context, inspect.Parameter.empty)
+_JSON = _parameter("as_json", Json, False)
+_CHANGING = (
+    _parameter("dry_run", DryRun, False),
+    _parameter("reason", Reason, ""),
+    _parameter("actor", Actor, ""),
+)
+
+
+async def answered(error_of: Callable[[PenstockError], CliError], answers: AsyncIterator[M]) -> Any:
+    """The answers of a stream, its refusal as a line."""
+    try:
+        async for answer in answers:
+            yield answer
+    except PenstockError as error:
+        raise error_of(error) from None
