@@ -621,7 +621,9 @@ BEGIN
         'reservation_id', s.id, 'amount_nano_usd', s.amount, 'posted_nano_usd', s.posted)
     FROM unnest(steps) AS s, LATERAL (VALUES
         ('overage', s.posted > s.amount),
-        ('late_settle', s.operation = 'late_settle')) AS f (kind, is_so)
+        -- Whoever reconciles knows.
+        ('late_settle', s.operation = 'late_settle'
+            AND (operations[s.n]).outcome IS DISTINCT FROM 'RECONCILED')) AS f (kind, is_so)
     WHERE f.is_so
     UNION ALL
     SELECT format('threshold:%s:%s', u.id, per_cent), 'budget_threshold', moment, x.account_id,
