@@ -65,7 +65,8 @@ def parse_usd(text: str) -> int:
         raise refusal
     # By integers alone: Decimal's products are rounded to 28 digits, and its exponents overflow.
     _, digits, exponent = value.as_tuple()
-    nano, rest = int("".join(map(str, digits))), 0
+    nano: int = int("".join(map(str, digits)))
+    rest = 0
     shift = int(exponent) + NANO_PLACES
     if shift < 0:
         nano, rest = divmod(nano, 10 ** min(-shift, len(digits)))
