@@ -12,6 +12,10 @@ PENSTOCK := $(BIN)/penstock --state $(STATE)
 # `make test ARGS='-k ledger'` hands pytest more.
 ARGS ?=
 
+HISTORIES ?= 10000
+KILLS ?= 50
+ROUNDS ?= 10
+
 export PAID ENGINE
 
 .PHONY: help
@@ -80,6 +84,18 @@ test-unit: env-dev ## Unit and property tests, and the tidiness of the tree
 .PHONY: test-vllm
 test-vllm: env-vllm ## The vLLM engine, on this CPU (about 6 minutes)
 	@PENSTOCK_MODEL_CACHE=$(abspath $(STATE))/models $(VLLM_VENV)/bin/python -m pytest -W default -m vllm tests/contract/engine tests/vllm $(ARGS)
+
+.PHONY: prove
+prove: env-dev ## All proofs of the ledger, one table (HISTORIES=10000 KILLS=50 ROUNDS=10 SEED=…)
+	@PYTHONPATH=tests $(BIN)/python -m proofs --histories $(HISTORIES) --kills $(KILLS) --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+.PHONY: prove-mutants
+prove-mutants: env-dev ## Each rule of the ledger broken in a copy: which proof notices?
+	@PYTHONPATH=tests $(BIN)/python -m proofs.mutants $(ARGS)
+
+.PHONY: bench-ledger
+bench-ledger: env-dev ## Pairs of reserve and settle a second, latency, hot keys, a filled ledger (ARGS='--entries 10000000 --write')
+	@$(BIN)/python -m benchmarks.ledger $(ARGS)
 
 .PHONY: measure-cancel
 measure-cancel: env ## How long the local model goes on after a client has hung up, in decode and in prefill

@@ -132,10 +132,13 @@ def read_migrations(folder: Path) -> list[Migration]:
     return found
 
 
-async def migrate(dsn: str, migrations: Sequence[Migration]) -> list[str]:
+async def migrate(
+    dsn: str, migrations: Sequence[Migration], *, newer_ok: bool = False
+) -> list[str]:
     """Brings the schema forward, each migration in a transaction of its own; names those that ran.
 
-    Safe to call from several processes at once. Never goes back.
+    Safe to call from several processes at once. Never goes back: with `newer_ok`, a database that
+    is newer than this program is left as it is (a deployment that was rolled back works on it).
 
     Raises:
         MigrationError: the database is newer than this program, or a migration that ran differs.
@@ -154,7 +157,7 @@ async def migrate(dsn: str, migrations: Sequence[Migration]) -> list[str]:
         )
         rows = await connection.fetch("SELECT version, name, digest FROM schema_migrations")
         applied = {row["version"]: row for row in rows}
-        _check_history(applied, migrations)
+        _check_history(applied, migrations, newer_ok=newer_ok)
         ran = []
         for migration in migrations:
             if migration.version in applied:
@@ -181,10 +184,14 @@ async def schema_version(connection: Connection) -> int:
     return int(version or 0)
 
 
-def _check_history(applied: dict[int, asyncpg.Record], migrations: Sequence[Migration]) -> None:
+def _check_history(
+    applied: dict[int, asyncpg.Record], migrations: Sequence[Migration], *, newer_ok: bool
+) -> None:
     known = {migration.version: migration for migration in migrations}
     for version, row in sorted(applied.items()):
         if version not in known:
+            if newer_ok:
+                return
             raise MigrationError(
                 f"the database is at {row['name']}, newer than this program "
                 f"({len(migrations)} migrations): upgrade the program"

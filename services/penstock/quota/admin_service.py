@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from penstock.quota import entries
 from penstock.quota.admin.accounts import AccountsAdmin
 from penstock.quota.admin.adjustments import AdjustmentsAdmin
 from penstock.quota.admin.budgets import BudgetsAdmin
@@ -12,6 +11,8 @@ from penstock.quota.admin.grants import GrantsAdmin
 from penstock.quota.admin.keys import KeysAdmin
 from penstock.quota.admin.reports import ReportsAdmin
 from penstock.quota.admin.shapes import Context, change_of
+from penstock.quota.balances import Balances
+from penstock.quota.entries import Entries
 from penstock.quota.store.account_store import AccountStore
 from penstock.quota.store.adjust_store import AdjustStore
 from penstock.quota.store.budget_store import BudgetStore
@@ -55,7 +56,8 @@ class AdminParts:
     grants: GrantsAdmin
     adjustments: AdjustmentsAdmin
     reports: ReportsAdmin
-    entries: entries.Entries
+    balances: Balances
+    entries: Entries
     alerts: AlertsCalls
     reconcile: ReconcileCalls
 
@@ -63,6 +65,7 @@ class AdminParts:
     def over(
         cls,
         database: Database,
+        balances: Balances,
         alerts: AlertsCalls,
         reconcile: ReconcileCalls,
     ) -> "AdminParts":
@@ -75,7 +78,8 @@ class AdminParts:
             grants=GrantsAdmin(GrantStore(database)),
             adjustments=AdjustmentsAdmin(AdjustStore(database), ResolveStore(database)),
             reports=ReportsAdmin(ReportStore(database)),
-            entries=entries.Entries(EntryStore(database)),
+            balances=balances,
+            entries=Entries(EntryStore(database)),
             alerts=alerts,
             reconcile=reconcile,
         )
@@ -208,6 +212,17 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.TestAlertsRequest, _context: Context
     ) -> admin_pb2.TestAlertsResponse:
         return await self._parts.alerts.test_alerts(request)
+
+    async def GetBalance(
+        self, request: quota_pb2.GetBalanceRequest, _context: Context
+    ) -> quota_pb2.Balance:
+        return await self._parts.balances.get(request)
+
+    async def WatchBalance(
+        self, request: quota_pb2.WatchBalanceRequest, _context: Context
+    ) -> AsyncIterator[quota_pb2.Balance]:
+        async for balance in self._parts.balances.watch(request):
+            yield balance
 
     async def ListEntries(
         self, request: quota_pb2.ListEntriesRequest, _context: Context

@@ -163,18 +163,17 @@ class Batcher:
             return org_id % LANES
         if until <= self._clock.monotonic_seconds():
             # What it still has in its own lane goes first.
-            lane_id = f"apart {org_id}"
-            if lane_id in self._lanes:
-                return lane_id
+            if _apart(org_id) in self._lanes:
+                return _apart(org_id)
             del self._apart_until[org_id]
             return org_id % LANES
-        return f"apart {org_id}"
+        return _apart(org_id)
 
     async def _run(self, lane_id: int | str, lane: _Lane) -> None:
         while lane.waiting:
             batch = self._take(lane)
             if batch:
-                await self._apply(batch)
+                await self._apply(lane, batch)
         lane.task = None
         del self._lanes[lane_id]
 
@@ -205,12 +204,12 @@ class Batcher:
             batch.append((one, Timed(operation, left_ms)))
         return batch
 
-    async def _apply(self, batch: list[tuple[Waiting, Timed]]) -> None:
+    async def _apply(self, lane: _Lane, batch: list[tuple[Waiting, Timed]]) -> None:
         outcomes: Sequence[Outcome]
         try:
             outcomes = await self._store.apply([timed for _, timed in batch])
         except errors.PenstockError as error:
-            if error.reason == BUSY and await self._apart(batch):
+            if error.reason == BUSY and self._set_apart(lane, [one for one, _ in batch]):
                 return
             outcomes = [error] * len(batch)
         except Exception as error:  # every caller gets an answer, the lane goes on
@@ -219,16 +218,25 @@ class Batcher:
         for (one, _), outcome in zip(batch, outcomes, strict=True):
             one.tell(outcome)
 
-    async def _apart(self, batch: list[tuple[Waiting, Timed]]) -> bool:
-        """Somebody locks rows of one organisation: which one shows when each goes by itself."""
-        shares: dict[int, list[tuple[Waiting, Timed]]] = {}
-        for one, timed in batch:
-            shares.setdefault(one.org_id, []).append((one, timed))
-        if len(shares) == 1:
-            until = self._clock.monotonic_seconds() + APART_SECONDS
-            self._apart_until[next(iter(shares))] = until
+    def _set_apart(self, lane: _Lane, batch: list[Waiting]) -> bool:
+        """Somebody locks rows of one organisation. Which one shows when each goes on by itself:
+        then this lane need not wait once more. Whether they do.
+        """
+        now = self._clock.monotonic_seconds()
+        orgs = {one.org_id for one in batch}
+        if len(orgs) == 1:
+            self._apart_until[next(iter(orgs))] = now + APART_SECONDS
             return False
-        await asyncio.gather(*(self._apply(share) for share in shares.values()))
+        batch += (one for one in lane.waiting if one.org_id in orgs)
+        left = [one for one in lane.waiting if one.org_id not in orgs]
+        self._waiting -= len(lane.waiting) - len(left)
+        lane.waiting = deque(left)
+        for org_id in orgs:
+            # Back where it was as soon as this is done, if it is not the locked one.
+            self._apart_until[org_id] = now
+            self._lanes.setdefault(_apart(org_id), _Lane())
+        for one in batch:
+            self._queue(one)
         return True
 
     async def _find_orgs(self, operations: Sequence[Waiting]) -> None:
@@ -272,3 +280,7 @@ class Batcher:
             known = self._remembered.get(one.operation.reservation_id)
             one.org_id = one.operation.id_unix_ms % LANES if known is None else known
 
+
+def _apart(org_id: int) -> str:
+    """The lane of one organisation alone."""
+    return f"apart {org_id}"

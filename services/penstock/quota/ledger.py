@@ -1,11 +1,15 @@
 """The operations on the money and their answers. Pure: what moves is decided in SQL
 (store/migrations), in one transaction with what it depends on. Refusals: see refusals.py.
+
+There are tens of thousands of these a second: a `Struct` is made in a fraction of the time that a
+frozen dataclass takes, and the collector need not look at it, as none can be part of a cycle.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
+
+import msgspec
 
 AMOUNT_NANO_USD_MAX = 10**15
 """A million USD for one attempt: more is the caller's fault, and sums stay far from int64's end."""
@@ -17,8 +21,7 @@ ID_HORIZON_MS = 7 * 86_400_000
 Pool = Literal["local", "paid", "cache"]
 
 
-@dataclass(frozen=True, slots=True)
-class Reserve:
+class Reserve(msgspec.Struct, frozen=True, gc=False):
     """Holds `amount_nano_usd` on the whole path of a key for `ttl_ms`."""
 
     reservation_id: str
@@ -36,8 +39,7 @@ class Reserve:
     tags: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Extend:
+class Extend(msgspec.Struct, frozen=True, gc=False):
     """Makes a hold as large as this in all, and lets it live for `ttl_ms` from now."""
 
     reservation_id: str
@@ -47,8 +49,7 @@ class Extend:
     ttl_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(msgspec.Struct, frozen=True, gc=False):
     """Posts what an attempt used; token counts are as the upstream reported them."""
 
     reservation_id: str
@@ -63,8 +64,7 @@ class Settle:
     trace_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Void:
+class Void(msgspec.Struct, frozen=True, gc=False):
     """Gives a hold back."""
 
     reservation_id: str
@@ -75,8 +75,7 @@ class Void:
 Operation = Reserve | Extend | Settle | Void
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """What was done to the reservation. `remaining_nano_usd` None: every budget is unlimited."""
 
     amount_nano_usd: int

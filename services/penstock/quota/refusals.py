@@ -150,6 +150,10 @@ _REASONS: dict[str, tuple[type[errors.PenstockError], str]] = {
         errors.FailedPrecondition,
         "no budget of key {key_id}, its team or its organisation applies: set one, or `unlimited`",
     ),
+    "ABANDONED_HOLDS": (
+        errors.Unavailable,
+        "many abandoned holds are being resolved before {reservation_id}; try again",
+    ),
     "RESERVATION_UNKNOWN": (errors.NotFound, "reservation {reservation_id} does not exist"),
     "RESERVATION_REFUSED": (
         errors.FailedPrecondition,
@@ -208,8 +212,13 @@ def _rate_text(facts: LimitFacts, retry_after_seconds: float | None) -> str:
     unit = _UNIT_NAMES[facts.unit]
     window = "" if facts.unit == "in_flight" else f" a {facts.window}"
     what = f"limit {facts.budget_name!r} of {_owner(facts)} is {facts.limit} {unit}{window}"
-    if retry_after_seconds is None:
+    if facts.requested > facts.limit:
         return f"{what}; the attempt alone counts {facts.requested}: ask for less, or raise it"
+    if retry_after_seconds is None:
+        return (
+            f"{what}, {facts.used} are used and {facts.requested} more are asked for; the window"
+            " of its hold gets no more"
+        )
     return (
         f"{what}, {facts.used} are used and the attempt counts {facts.requested}; "
         f"try again in {retry_after_seconds:.1f} s"

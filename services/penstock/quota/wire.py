@@ -1,7 +1,9 @@
 """Proto ⇄ domain for the operations. It only decides whether a message is well formed."""
 
+from datetime import UTC, datetime
 from math import ceil
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import code_pb2
 
 from penstock.core.errors import PenstockError
@@ -36,6 +38,8 @@ TAGS_MAX = 32
 TAG_VALUE_LENGTH_MAX = 512
 """What the router takes, and OpenAI: what passed there must not be refused here."""
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 _POOLS: dict[int, Pool] = {
     quota_pb2.POOL_KIND_LOCAL: "local",
     quota_pb2.POOL_KIND_PAID: "paid",
@@ -57,9 +61,10 @@ def parse_reserve(message: quota_pb2.ReserveRequest) -> Reserve:
         faults.add("pool", "POOL_INVALID", "takes POOL_KIND_LOCAL, _PAID or _CACHE")
     elif pool == "cache" and (message.amount_nano_usd or message.tokens):
         faults.add("pool", "POOL_INVALID", "an answer from the cache costs 0 and counts no tokens")
-    if len(message.tags) > TAGS_MAX:
+    tags = dict(message.tags.items()) if message.tags else {}
+    if len(tags) > TAGS_MAX:
         faults.add("tags", "TAGS_INVALID", f"takes at most {TAGS_MAX} tags")
-    for name, value in message.tags.items():
+    for name, value in tags.items():
         faults.text(f"tags[{name[:32]!r}]", name, length_min=1, length_max=64)
         faults.text(f"tags[{name[:32]!r}]", value, length_max=TAG_VALUE_LENGTH_MAX)
     reserve = Reserve(
@@ -77,7 +82,7 @@ def parse_reserve(message: quota_pb2.ReserveRequest) -> Reserve:
         tokens=faults.integer("tokens", message.tokens, low=0, high=TOKENS_MAX),
         ttl_ms=faults.integer("ttl_ms", message.ttl_ms, low=1, high=TTL_MS_MAX),
         end_user=faults.text("user", message.user, length_max=TEXT_LENGTH_MAX),
-        tags=dict(message.tags),
+        tags=tags,
     )
     faults.check()
     return reserve
@@ -150,21 +155,21 @@ def parse_operation(message: quota_pb2.Operation) -> Operation:
 
 
 def reserve_response(operation: Operation, answer: Answer) -> quota_pb2.ReserveResponse:
-    response = quota_pb2.ReserveResponse(
-        reservation_id=operation.reservation_id, remaining_nano_usd=answer.remaining_nano_usd
+    return quota_pb2.ReserveResponse(
+        reservation_id=operation.reservation_id,
+        remaining_nano_usd=answer.remaining_nano_usd,
+        # What was counted at once holds nothing.
+        expires_at=None if answer.expires_at is None else _timestamp(answer.expires_at),
     )
-    if answer.expires_at is not None:  # what was counted at once holds nothing
-        response.expires_at.FromDatetime(answer.expires_at)
-    return response
 
 
 def extend_response(answer: Answer) -> quota_pb2.ExtendResponse:
     assert answer.expires_at is not None
-    response = quota_pb2.ExtendResponse(
-        amount_nano_usd=answer.amount_nano_usd, remaining_nano_usd=answer.remaining_nano_usd
+    return quota_pb2.ExtendResponse(
+        amount_nano_usd=answer.amount_nano_usd,
+        remaining_nano_usd=answer.remaining_nano_usd,
+        expires_at=_timestamp(answer.expires_at),
     )
-    response.expires_at.FromDatetime(answer.expires_at)
-    return response
 
 
 def settle_response(answer: Answer) -> quota_pb2.SettleResponse:
@@ -234,6 +239,12 @@ def principal(key: Key) -> quota_pb2.Principal:
 
 def state_of(key: Key) -> quota_pb2.Principal.State.ValueType:
     return _STATES[key.state]
+
+
+def _timestamp(at: datetime) -> Timestamp:
+    """What `Timestamp.FromDatetime` makes of it, in a third of the time."""
+    since = at - _EPOCH
+    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)
 
 
 def _tokens(faults: Faults, name: str, value: int) -> int:

@@ -58,17 +58,16 @@ class Quota:
             config.alerts, self._database, self._clock, self._telemetry
         )
         self._batcher = Batcher(ledger, self._clock)
+        balances = Balances(BalanceStore(self._database))
         self._service = quota = QuotaService(
-            self._batcher,
-            accounts,
-            watch,
-            Balances(BalanceStore(self._database)),
-            Entries(EntryStore(self._database)),
+            self._batcher, accounts, watch, balances, Entries(EntryStore(self._database))
         )
         reconcile = ReconcileAdmin(
             self._database, self._batcher, ledger, AdjustStore(self._database)
         )
-        admin = AdminService(AdminParts.over(self._database, self._alerts_admin, reconcile))
+        admin = AdminService(
+            AdminParts.over(self._database, balances, self._alerts_admin, reconcile)
+        )
 
         def add_quota(server: grpc.aio.Server) -> None:
             quota_pb2_grpc.add_QuotaServiceServicer_to_server(quota, server)

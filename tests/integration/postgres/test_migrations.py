@@ -57,6 +57,18 @@ async def test_a_newer_database_is_refused(database_dsn: str) -> None:
         await migrate(database_dsn, [ONE])
 
 
+async def test_a_program_that_was_rolled_back_leaves_a_newer_database_as_it_is(
+    database_dsn: str,
+) -> None:
+    await migrate(database_dsn, [ONE, TWO])
+
+    assert await migrate(database_dsn, [ONE], newer_ok=True) == []
+
+    assert await version(database_dsn) == 2
+    with pytest.raises(MigrationError, match="0001_one was changed"):
+        await migrate(database_dsn, [Migration(1, "0001_one", "SELECT 1")], newer_ok=True)
+
+
 async def test_a_changed_migration_is_refused(database_dsn: str) -> None:
     await migrate(database_dsn, [ONE])
 

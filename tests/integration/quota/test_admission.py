@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import pytest
 
+from penstock.core.errors import Unavailable
 from penstock.quota.budget import Scope
 from penstock.quota.ledger import Answer
 from penstock.quota.refusals import BudgetRefused
@@ -239,3 +240,20 @@ async def test_a_closed_budget_limits_nothing_any_more(ledger: Ledger) -> None:
     await ledger.budgets.close_budget(BY_TEST, narrow, money=True)
 
     assert told(await ledger.one(reserve(ledger.id(), key_id, 1))) == "ok"
+
+
+async def test_what_more_abandoned_holds_than_a_batch_resolves_still_hold_is_refused_to_nobody(
+    ledger: Ledger,
+) -> None:
+    """Of a router that died with many holds: who comes next is asked to come again."""
+    key_id = await ledger.new_key(1100)
+    for _ in range(4):
+        await ledger.apply(*(reserve(ledger.id(), key_id, 1, pool="local") for _ in range(275)))
+    await ledger.advance(timedelta(minutes=2))
+    wanted = reserve(ledger.id(), key_id, 1100)
+
+    answers = [await ledger.one(wanted) for _ in range(4)]
+
+    assert [told(a) for a in answers] == ["ABANDONED_HOLDS", "ABANDONED_HOLDS", "ok", "ok"]
+    assert isinstance(answers[0], Unavailable)
+    assert await ledger.balances("key", key_id) == (0, 1100, 0)

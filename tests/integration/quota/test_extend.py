@@ -1,12 +1,29 @@
 """Extend: to a total, in the windows and budgets of the hold, or not at all (LEDGER, I9)."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 
 from penstock.quota.budget import Scope
-from penstock.quota.ledger import Answer, Extend
-from penstock.quota.store.ledger_store import Timed, _row
+from penstock.quota.ledger import Answer
+from penstock.quota.refusals import RateRefused
+from penstock.quota.store.ledger_store import LedgerStore, Timed
 from support.ledger import Ledger, expired, extend, held, reserve, settle, told, void
+
+
+async def test_a_limit_in_tokens_refuses_it_without_promising_that_a_later_window_helps(
+    ledger: Ledger,
+) -> None:
+    key_id = await ledger.new_key(1000)
+    await ledger.budget("key", key_id, 100, "minute", unit="tokens")
+    id_ = ledger.id()
+    await ledger.apply(reserve(id_, key_id, tokens=80, ttl_ms=600_000))
+    for _ in range(2):
+        refused = await ledger.one(extend(id_, 10, 101))
+        assert isinstance(refused, RateRefused)
+        assert refused.retry_after_seconds is None
+        await ledger.advance(timedelta(minutes=1))
 
 
 async def test_it_lives_for_so_long_from_now_and_never_shorter(ledger: Ledger) -> None:
@@ -182,7 +199,7 @@ async def test_an_extension_that_commits_while_its_hold_is_found_abandoned_leaks
     id_ = ledger.id()
     await ledger.apply(reserve(id_, key_id, 0, model="small", pool="local"))
     async with ledger.database.connection() as connection, connection.transaction():
-        await connection.fetch("SELECT * FROM apply_batch($1, 1000)", [row_of(extend(id_, 40))])
+        await LedgerStore(OneConnection(connection)).apply([Timed(extend(id_, 40))])  # type: ignore[arg-type]
         await ledger.advance(timedelta(minutes=2))
         finding = asyncio.create_task(ledger.one(reserve(ledger.id(), key_id, 5, model="large")))
         await until_blocked(ledger)
@@ -204,5 +221,12 @@ async def until_blocked(ledger: Ledger) -> None:
             await asyncio.sleep(0.01)
 
 
-def row_of(operation: Extend) -> tuple[object, ...]:
-    return _row(1, Timed(operation))
+class OneConnection:
+    """A database whose transactions are the test's."""
+
+    def __init__(self, connection: object) -> None:
+        self._connection = connection
+
+    @contextlib.asynccontextmanager
+    async def connection(self) -> AsyncIterator[object]:
+        yield self._connection

@@ -1,4 +1,4 @@
-"""Prepaid credit: when it may be used, in which order, and what comes back (LEDGER, I5, I6, I11)."""
+"""Prepaid credit: when it may be used, in which order, what returns (LEDGER, I5, I6, I11)."""
 
 from datetime import timedelta
 
@@ -203,6 +203,17 @@ async def test_suspended_credit_is_not_given_twice(ledger: Ledger) -> None:
 
     assert told(await ledger.one(reserve(ledger.id(), key_id, 11))) == "CREDIT_EXHAUSTED"
     assert told(await ledger.one(reserve(ledger.id(), key_id, 10))) == "ok"
+
+
+async def test_suspended_credit_of_who_pays_as_he_goes_is_not_drawn_again(ledger: Ledger) -> None:
+    _, _, key_id = await paying_path(ledger)
+    grant = await ledger.grant("key", key_id, 30)
+    await ledger.apply(reserve(ledger.id(), key_id, 20))
+    await ledger.advance(timedelta(minutes=2))
+
+    await ledger.apply(reserve(ledger.id(), key_id, 20))
+
+    assert await ledger.credit(grant) == (0, 10, 20, 0)
 
 
 async def test_what_an_ended_grant_has_left_lapses_by_an_entry_and_what_is_held_does_not(

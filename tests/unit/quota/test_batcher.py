@@ -8,12 +8,13 @@ import pytest
 from penstock.core import errors
 from penstock.core.ids import uuid7
 from penstock.quota import batcher as batcher_module
-from penstock.quota.batcher import Batcher
+from penstock.quota.batcher import APART_SECONDS, LANES, Batcher, Waiting
 from penstock.quota.ledger import Answer, Operation
+from penstock.quota.store.database import BUSY
 from penstock.quota.store.ledger_store import Outcome, Timed
 from support.ledger import reserve, settle, void
 
-ANSWER = Answer(None, None, 0, 0, overage=False, late=False)
+ANSWER = Answer(10, None, None, 0, 0, overage=False, late=False)
 
 
 class FakeClock:
@@ -27,14 +28,20 @@ class FakeClock:
         return self.seconds
 
 
+ORGS = {1: 1, 2: 2, 3: 1 + LANES}
+"""Of keys 1 to 3: the first and the third share a lane. Others are unknown."""
+
+
 class FakeStore:
-    """Keys 1 and 2 belong to organisations 10 and 20; others are unknown."""
+    """Knows the organisations of `ORGS`."""
 
     def __init__(self) -> None:
         self.batches: list[list[Operation]] = []
         self.closed: dict[int, asyncio.Event] = {}
         self.running: set[int] = set()
         self.error: Exception | None = None
+        self.locked: set[int] = set()
+        """Keys whose rows somebody else keeps locked: a batch with one of them is BUSY."""
         self.reservations: dict[str, int] = {}
         self.lookups = 0
 
@@ -55,15 +62,38 @@ class FakeStore:
             self.running.discard(key_id)
         if self.error is not None:
             raise self.error
+        if self.locked & {getattr(operation, "key_id", 0) for operation in operations}:
+            raise errors.Unavailable("locked", reason=BUSY)
         return [ANSWER for _ in batch]
 
     async def org_ids(
         self, key_ids: Sequence[int], reservation_ids: Sequence[str]
     ) -> tuple[dict[int, int], dict[str, int]]:
         self.lookups += 1
-        known = {1: 10, 2: 20}
         found = {id_: self.reservations[id_] for id_ in reservation_ids if id_ in self.reservations}
-        return {key_id: known[key_id] for key_id in key_ids if key_id in known}, found
+        return {key_id: ORGS[key_id] for key_id in key_ids if key_id in ORGS}, found
+
+
+class Asked:
+    """Operations that were submitted, and what each was told."""
+
+    def __init__(self, *operations: Operation, left_ms: int | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        self.operations = operations
+        self.told: list[asyncio.Future[Outcome]] = [loop.create_future() for _ in operations]
+        self.waiting = [
+            Waiting(operation, left_ms, future.set_result)
+            for operation, future in zip(operations, self.told, strict=True)
+        ]
+
+    async def outcomes(self) -> list[Outcome]:
+        return await asyncio.gather(*self.told)
+
+
+async def submitted(batcher: Batcher, *operations: Operation, left_ms: int | None = None) -> Asked:
+    asked = Asked(*operations, left_ms=left_ms)
+    await batcher.submit(asked.waiting)
+    return asked
 
 
 @pytest.fixture
@@ -85,19 +115,20 @@ async def test_what_came_while_a_batch_was_in_flight_is_the_next_batch(
     batcher: Batcher, store: FakeStore
 ) -> None:
     go = store.stall(1)
-    first = await batcher.submit([(reserve(uuid7(), 1), None)])
+    first = await submitted(batcher, reserve(uuid7(), 1))
     await asyncio.sleep(0)
     later = [reserve(uuid7(), 1) for _ in range(5)]
-    answers = await batcher.submit([(operation, None) for operation in later])
+    asked = await submitted(batcher, *later)
 
     go.set()
-    await asyncio.gather(*first, *answers)
+    await first.outcomes()
+    await asked.outcomes()
 
     assert [1, 5] == [len(batch) for batch in store.batches]
     assert later == store.batches[1]
 
 
-async def test_a_slow_organisation_does_not_stall_another(
+async def test_a_slow_organisation_does_not_stall_one_of_another_lane(
     batcher: Batcher, store: FakeStore
 ) -> None:
     go = store.stall(1)
@@ -111,16 +142,26 @@ async def test_a_slow_organisation_does_not_stall_another(
     assert await slow == ANSWER
 
 
+async def test_organisations_of_one_lane_share_its_batches(
+    batcher: Batcher, store: FakeStore
+) -> None:
+    both = [reserve(uuid7(), 1), reserve(uuid7(), 3)]
+
+    await (await submitted(batcher, *both)).outcomes()
+
+    assert [both] == store.batches
+
+
 async def test_a_settle_follows_its_reserve_without_a_lookup(
     batcher: Batcher, store: FakeStore
 ) -> None:
     id_ = uuid7()
     operations = [reserve(id_, 1), settle(id_, 3), void(id_)]
 
-    answers = await batcher.submit([(operation, None) for operation in operations])
-    await asyncio.gather(*answers)
+    await (await submitted(batcher, *operations)).outcomes()
 
-    assert store.batches == [operations]
+    # A batch has each reservation once.
+    assert [[operation] for operation in operations] == store.batches
     assert store.lookups == 1  # of the key
     await batcher.apply(settle(id_, 3))
     assert store.lookups == 1
@@ -130,36 +171,36 @@ async def test_a_settle_of_another_processs_reservation_takes_its_lane(
     batcher: Batcher, store: FakeStore
 ) -> None:
     id_ = uuid7()
-    store.reservations[id_] = 10
+    store.reservations[id_] = ORGS[1]
     go = store.stall(1)
-    await batcher.submit([(reserve(uuid7(), 1), None)])
+    await submitted(batcher, reserve(uuid7(), 1))
     await asyncio.sleep(0)
 
-    settled = asyncio.create_task(batcher.apply(settle(id_, 1)))
-    await asyncio.sleep(0)
+    settled = await submitted(batcher, settle(id_, 1))
     await asyncio.sleep(0)
 
     assert len(store.batches) == 1
     go.set()
-    await settled
+    assert await settled.outcomes() == [ANSWER]
 
 
 async def test_a_reserve_whose_deadline_passed_in_the_queue_is_not_applied(
     batcher: Batcher, store: FakeStore, clock: FakeClock
 ) -> None:
     go = store.stall(1)
-    await batcher.submit([(reserve(uuid7(), 1), None)])
+    await submitted(batcher, reserve(uuid7(), 1))
     await asyncio.sleep(0)
     id_ = uuid7()
-    late, ended = await batcher.submit([(reserve(uuid7(), 1), 50), (settle(id_, 1), 50)])
+    store.reservations[id_] = ORGS[1]
+    asked = await submitted(batcher, reserve(uuid7(), 1), settle(id_, 1), left_ms=50)
 
     clock.seconds += 0.051
     go.set()
 
-    with pytest.raises(errors.DeadlineExceeded):
-        await late
+    late, ended = await asked.outcomes()
+    assert isinstance(late, errors.DeadlineExceeded)
     # A settle is true, whoever waits for it.
-    assert await ended == ANSWER
+    assert ended == ANSWER
     assert [1, 1] == [len(batch) for batch in store.batches]
 
 
@@ -167,7 +208,7 @@ async def test_a_reserve_whose_caller_has_gone_is_not_applied(
     batcher: Batcher, store: FakeStore
 ) -> None:
     go = store.stall(1)
-    await batcher.submit([(reserve(uuid7(), 1), None)])
+    await submitted(batcher, reserve(uuid7(), 1))
     await asyncio.sleep(0)
     gone = asyncio.create_task(batcher.apply(reserve(uuid7(), 1)))
     await asyncio.sleep(0)
@@ -191,10 +232,8 @@ async def test_a_failed_batch_is_told_to_each_and_the_lane_goes_on(
     batcher: Batcher, store: FakeStore, error: Exception, kind: type[Exception]
 ) -> None:
     store.error = error
-    answers = await batcher.submit([(reserve(uuid7(), 1), None) for _ in range(3)])
-    for answer in answers:
-        with pytest.raises(kind):
-            await answer
+    asked = await submitted(batcher, *(reserve(uuid7(), 1) for _ in range(3)))
+    assert [kind] * 3 == [type(outcome) for outcome in await asked.outcomes()]
 
     store.error = None
     assert await batcher.apply(reserve(uuid7(), 1)) == ANSWER
@@ -205,32 +244,59 @@ async def test_a_full_lane_refuses_at_once_and_leaves_others_alone(
 ) -> None:
     monkeypatch.setattr(batcher_module, "LANE_OPERATIONS_MAX", 2)
     go = store.stall(1)
-    await batcher.submit([(reserve(uuid7(), 1), None)])
+    await submitted(batcher, reserve(uuid7(), 1))
     await asyncio.sleep(0)
-    answers = await batcher.submit([(reserve(uuid7(), 1), None) for _ in range(3)])
+    asked = await submitted(batcher, *(reserve(uuid7(), 1) for _ in range(3)))
 
-    with pytest.raises(errors.CapacityExhausted) as raised:
-        await answers[2]
-    assert raised.value.reason == "LEDGER_QUEUE_FULL"
-    assert raised.value.retry_after_seconds
+    refused = await asked.told[2]
+    assert isinstance(refused, errors.CapacityExhausted)
+    assert refused.reason == "LEDGER_QUEUE_FULL"
+    assert refused.retry_after_seconds
     assert await batcher.apply(reserve(uuid7(), 2)) == ANSWER
     go.set()
-    assert await asyncio.gather(*answers[:2]) == [ANSWER, ANSWER]
+    assert await asyncio.gather(*asked.told[:2]) == [ANSWER, ANSWER]
 
 
 async def test_large_queues_are_cut_into_batches(
     batcher: Batcher, store: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batcher_module, "BATCH_OPERATIONS_MAX", 4)
-    answers = await batcher.submit([(reserve(uuid7(), 1), None) for _ in range(10)])
-    await asyncio.gather(*answers)
+
+    await (await submitted(batcher, *(reserve(uuid7(), 1) for _ in range(10)))).outcomes()
 
     assert [4, 4, 2] == [len(batch) for batch in store.batches]
 
 
 async def test_drain_answers_everything_that_was_queued(batcher: Batcher) -> None:
-    answers = await batcher.submit([(reserve(uuid7(), n % 2 + 1), None) for n in range(20)])
+    asked = await submitted(batcher, *(reserve(uuid7(), n % 2 + 1) for n in range(20)))
 
     await batcher.drain()
 
-    assert all(answer.done() for answer in answers)
+    assert all(told.done() for told in asked.told)
+
+
+async def test_a_locked_organisation_stalls_its_lane_once_and_then_goes_apart(
+    batcher: Batcher, store: FakeStore, clock: FakeClock
+) -> None:
+    store.locked = {1}
+    locked, other = await (
+        await submitted(batcher, reserve(uuid7(), 1), reserve(uuid7(), 3))
+    ).outcomes()
+    # Together they were busy; each by itself shows whose fault it is.
+    assert isinstance(locked, errors.Unavailable)
+    assert (BUSY, ANSWER) == (locked.reason, other)
+
+    go = store.stall(1)
+    apart = await submitted(batcher, reserve(uuid7(), 1))
+    await asyncio.sleep(0)
+    assert await batcher.apply(reserve(uuid7(), 3)) == ANSWER
+    assert not apart.told[0].done()
+
+    store.locked = set()
+    go.set()
+    assert await apart.outcomes() == [ANSWER]
+    # After a while it is as any other again.
+    clock.seconds += APART_SECONDS
+    both = [reserve(uuid7(), 1), reserve(uuid7(), 3)]
+    await (await submitted(batcher, *both)).outcomes()
+    assert both == store.batches[-1]

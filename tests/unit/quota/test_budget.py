@@ -57,10 +57,18 @@ def test_who_makes_a_change_is_in_its_metadata() -> None:
     )
 
 
+def test_names_and_reasons_may_be_in_any_script() -> None:
+    told = read_change(
+        [("x-penstock-actor", "Zo%C3%AB"), ("x-penstock-reason", "50%25 %E2%80%9Cback%E2%80%9D")]
+    )
+    assert ("Zo\u00eb", "50% \u201cback\u201d") == (told.actor, told.reason)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
         ("x-penstock-actor", "", "ACTOR_INVALID"),
+        ("x-penstock-actor", "a%00b", "ACTOR_INVALID"),
         ("x-penstock-actor", "a" * 129, "ACTOR_INVALID"),
         ("x-penstock-actor", "a\tb", "ACTOR_INVALID"),
         ("x-penstock-reason", "r" * 513, "REASON_INVALID"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -73,7 +74,8 @@ def read_change(metadata: Iterable[tuple[str, str | bytes]]) -> Change:
 
 
 def _text(value: str | bytes) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value
+    """Percent-encoded UTF-8 as text: metadata itself holds printable ASCII only."""
+    return unquote(value.decode(errors="replace") if isinstance(value, bytes) else value)
 
 
 def any_account(

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
@@ -37,8 +36,7 @@ _encode = msgspec.json.Encoder().encode
 Outcome = Answer | errors.PenstockError
 
 
-@dataclass(frozen=True, slots=True)
-class Timed:
+class Timed(msgspec.Struct, frozen=True, gc=False):
     """An operation and how long its caller still waits; None: for ever."""
 
     operation: Operation

@@ -28,8 +28,9 @@ if _version_not_supported:
 
 class AdminServiceStub(object):
     """Each change is an entry of its own ("configure") with who made it and why: `x-penstock-actor` and
-    `x-penstock-reason` of the call's metadata (1 to 128 and 0 to 512 characters; the actor defaults to
-    "admin"). With `x-penstock-dry-run: 1` a change is checked and answered as it would be, and not made.
+    `x-penstock-reason` of the call's metadata (1 to 128 and 0 to 512 characters, percent-encoded where they
+    are "%" or no printable ASCII; the actor defaults to "admin"). With `x-penstock-dry-run: 1` a change is
+    checked and answered as it would be, and not made.
     """
 
     def __init__(self, channel):
@@ -158,6 +159,16 @@ class AdminServiceStub(object):
                 request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.TestAlertsRequest.SerializeToString,
                 response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.TestAlertsResponse.FromString,
                 _registered_method=True)
+        self.GetBalance = channel.unary_unary(
+                '/penstock.quota.v1.AdminService/GetBalance',
+                request_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.GetBalanceRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.Balance.FromString,
+                _registered_method=True)
+        self.WatchBalance = channel.unary_stream(
+                '/penstock.quota.v1.AdminService/WatchBalance',
+                request_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.WatchBalanceRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.Balance.FromString,
+                _registered_method=True)
         self.ListEntries = channel.unary_unary(
                 '/penstock.quota.v1.AdminService/ListEntries',
                 request_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ListEntriesRequest.SerializeToString,
@@ -177,8 +188,9 @@ class AdminServiceStub(object):
 
 class AdminServiceServicer(object):
     """Each change is an entry of its own ("configure") with who made it and why: `x-penstock-actor` and
-    `x-penstock-reason` of the call's metadata (1 to 128 and 0 to 512 characters; the actor defaults to
-    "admin"). With `x-penstock-dry-run: 1` a change is checked and answered as it would be, and not made.
+    `x-penstock-reason` of the call's metadata (1 to 128 and 0 to 512 characters, percent-encoded where they
+    are "%" or no printable ASCII; the actor defaults to "admin"). With `x-penstock-dry-run: 1` a change is
+    checked and answered as it would be, and not made.
     """
 
     def CreateAccount(self, request, context):
@@ -340,6 +352,19 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetBalance(self, request, context):
+        """As QuotaService has them, for who holds the operators' token and not the routers'.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchBalance(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListEntries(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -483,6 +508,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.TestAlertsRequest.FromString,
                     response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.TestAlertsResponse.SerializeToString,
             ),
+            'GetBalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBalance,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.GetBalanceRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.Balance.SerializeToString,
+            ),
+            'WatchBalance': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchBalance,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.WatchBalanceRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.Balance.SerializeToString,
+            ),
             'ListEntries': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEntries,
                     request_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ListEntriesRequest.FromString,
@@ -508,8 +543,9 @@ def add_AdminServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class AdminService(object):
     """Each change is an entry of its own ("configure") with who made it and why: `x-penstock-actor` and
-    `x-penstock-reason` of the call's metadata (1 to 128 and 0 to 512 characters; the actor defaults to
-    "admin"). With `x-penstock-dry-run: 1` a change is checked and answered as it would be, and not made.
+    `x-penstock-reason` of the call's metadata (1 to 128 and 0 to 512 characters, percent-encoded where they
+    are "%" or no printable ASCII; the actor defaults to "admin"). With `x-penstock-dry-run: 1` a change is
+    checked and answered as it would be, and not made.
     """
 
     @staticmethod
@@ -1150,6 +1186,60 @@ class AdminService(object):
             '/penstock.quota.v1.AdminService/TestAlerts',
             penstock_dot_quota_dot_v1_dot_admin__pb2.TestAlertsRequest.SerializeToString,
             penstock_dot_quota_dot_v1_dot_admin__pb2.TestAlertsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/GetBalance',
+            penstock_dot_quota_dot_v1_dot_quota__pb2.GetBalanceRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_quota__pb2.Balance.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchBalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/WatchBalance',
+            penstock_dot_quota_dot_v1_dot_quota__pb2.WatchBalanceRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_quota__pb2.Balance.FromString,
             options,
             channel_credentials,
             insecure,

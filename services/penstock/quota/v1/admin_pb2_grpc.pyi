@@ -29,8 +29,9 @@ GRPC_VERSION: str
 
 class AdminServiceStub:
     """Each change is an entry of its own ("configure") with who made it and why: `x-penstock-actor` and
-    `x-penstock-reason` of the call's metadata (1 to 128 and 0 to 512 characters; the actor defaults to
-    "admin"). With `x-penstock-dry-run: 1` a change is checked and answered as it would be, and not made.
+    `x-penstock-reason` of the call's metadata (1 to 128 and 0 to 512 characters, percent-encoded where they
+    are "%" or no printable ASCII; the actor defaults to "admin"). With `x-penstock-dry-run: 1` a change is
+    checked and answered as it would be, and not made.
     """
 
     @_typing.overload
@@ -78,6 +79,9 @@ class AdminServiceStub:
     """Newest first."""
     TestAlerts: _grpc.UnaryUnaryMultiCallable[_admin_pb2.TestAlertsRequest, _admin_pb2.TestAlertsResponse]
     """Sends a test alert to every webhook now, and says how each answered."""
+    GetBalance: _grpc.UnaryUnaryMultiCallable[_quota_pb2.GetBalanceRequest, _quota_pb2.Balance]
+    """As QuotaService has them, for who holds the operators' token and not the routers'."""
+    WatchBalance: _grpc.UnaryStreamMultiCallable[_quota_pb2.WatchBalanceRequest, _quota_pb2.Balance]
     ListEntries: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ListEntriesRequest, _quota_pb2.ListEntriesResponse]
     GetUsage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetUsageRequest, _admin_pb2.GetUsageResponse]
     ResolveSuspense: _grpc.UnaryUnaryMultiCallable[_quota_pb2.SettleRequest, _quota_pb2.SettleResponse]
@@ -88,8 +92,9 @@ class AdminServiceStub:
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
     """Each change is an entry of its own ("configure") with who made it and why: `x-penstock-actor` and
-    `x-penstock-reason` of the call's metadata (1 to 128 and 0 to 512 characters; the actor defaults to
-    "admin"). With `x-penstock-dry-run: 1` a change is checked and answered as it would be, and not made.
+    `x-penstock-reason` of the call's metadata (1 to 128 and 0 to 512 characters, percent-encoded where they
+    are "%" or no printable ASCII; the actor defaults to "admin"). With `x-penstock-dry-run: 1` a change is
+    checked and answered as it would be, and not made.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -134,6 +139,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Newest first."""
     TestAlerts: _aio.UnaryUnaryMultiCallable[_admin_pb2.TestAlertsRequest, _admin_pb2.TestAlertsResponse]  # type: ignore[assignment]
     """Sends a test alert to every webhook now, and says how each answered."""
+    GetBalance: _aio.UnaryUnaryMultiCallable[_quota_pb2.GetBalanceRequest, _quota_pb2.Balance]  # type: ignore[assignment]
+    """As QuotaService has them, for who holds the operators' token and not the routers'."""
+    WatchBalance: _aio.UnaryStreamMultiCallable[_quota_pb2.WatchBalanceRequest, _quota_pb2.Balance]  # type: ignore[assignment]
     ListEntries: _aio.UnaryUnaryMultiCallable[_quota_pb2.ListEntriesRequest, _quota_pb2.ListEntriesResponse]  # type: ignore[assignment]
     GetUsage: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetUsageRequest, _admin_pb2.GetUsageResponse]  # type: ignore[assignment]
     ResolveSuspense: _aio.UnaryUnaryMultiCallable[_quota_pb2.SettleRequest, _quota_pb2.SettleResponse]  # type: ignore[assignment]
@@ -143,8 +151,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Each change is an entry of its own ("configure") with who made it and why: `x-penstock-actor` and
-    `x-penstock-reason` of the call's metadata (1 to 128 and 0 to 512 characters; the actor defaults to
-    "admin"). With `x-penstock-dry-run: 1` a change is checked and answered as it would be, and not made.
+    `x-penstock-reason` of the call's metadata (1 to 128 and 0 to 512 characters, percent-encoded where they
+    are "%" or no printable ASCII; the actor defaults to "admin"). With `x-penstock-dry-run: 1` a change is
+    checked and answered as it would be, and not made.
     """
 
     @_abc_1.abstractmethod
@@ -331,6 +340,21 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.TestAlertsResponse, _abc.Awaitable[_admin_pb2.TestAlertsResponse]]:
         """Sends a test alert to every webhook now, and says how each answered."""
+
+    @_abc_1.abstractmethod
+    def GetBalance(
+        self,
+        request: _quota_pb2.GetBalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_pb2.Balance, _abc.Awaitable[_quota_pb2.Balance]]:
+        """As QuotaService has them, for who holds the operators' token and not the routers'."""
+
+    @_abc_1.abstractmethod
+    def WatchBalance(
+        self,
+        request: _quota_pb2.WatchBalanceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_quota_pb2.Balance], _abc.AsyncIterator[_quota_pb2.Balance]]: ...
 
     @_abc_1.abstractmethod
     def ListEntries(

@@ -446,6 +446,10 @@ BEGIN
                     WHEN 'nano_usd' THEN 'BUDGET_EXCEEDED' ELSE 'RATE_LIMITED' END;
                 facts[t_n[i]] := refusal_of(
                     b_ids[p], b_posted[p], b_held[p], b_suspense[p], need, resolved, b_frees[p]);
+                IF t_requests[i] = 0 AND b_units[p] = 'tokens' THEN
+                    -- An extension counts in the window of its hold, which no later one relieves.
+                    facts[t_n[i]] := facts[t_n[i]] || '{"resets_at_ms": null}';
+                END IF;
                 EXIT;
             END IF;
             IF b_units[p] = 'nano_usd' THEN
@@ -470,6 +474,12 @@ BEGIN
                     ELSE (routes[t_route[i]]).prepaid_pool_id END, rest, amount);
             END IF;
         END LOOP;
+        IF reason IS NOT NULL AND cardinality(expired_ids) >= abandoned_max THEN
+            -- There may be room behind the abandoned holds that are left for the next batch: this is
+            -- no verdict, and is not remembered.
+            reason := 'ABANDONED_HOLDS';
+            facts[t_n[i]] := NULL;
+        END IF;
         IF reason IS NOT NULL THEN
             reasons[t_n[i]] := reason;
             CONTINUE;
@@ -551,7 +561,8 @@ BEGIN
         GROUP BY n
     ) AS s ON s.n = o.n
     WHERE o.op = 'reserve' AND fresh[o.n] AND coalesce(reasons[o.n] NOT IN (
-        'RESERVATION_ID_TOO_OLD', 'RESERVATION_ID_IN_FUTURE', 'DEADLINE_EXCEEDED', 'KEY_UNKNOWN'
+        'RESERVATION_ID_TOO_OLD', 'RESERVATION_ID_IN_FUTURE', 'DEADLINE_EXCEEDED', 'KEY_UNKNOWN',
+        'ABANDONED_HOLDS'
     ), true)
     UNION ALL
     SELECT o.id, 'voided', moment, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
