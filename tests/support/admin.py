@@ -8,6 +8,8 @@ import pytest
 
 from penstock.core import errors
 from penstock.quota.admin_service import AdminParts, AlertsCalls, ReconcileCalls
+from penstock.quota.balances import Balances
+from penstock.quota.store.balance_store import BalanceStore
 from penstock.quota.store.changes import Change
 from penstock.quota.v1 import admin_pb2
 from support.ledger import Ledger
@@ -34,7 +36,12 @@ TABLES = (
 @pytest.fixture
 def admin(ledger: Ledger) -> AdminParts:
     """Alerts and reconciliation have tests of their own."""
-    return AdminParts.over(ledger.database, cast("AlertsCalls", None), cast("ReconcileCalls", None))
+    return AdminParts.over(
+        ledger.database,
+        Balances(BalanceStore(ledger.database)),
+        cast("AlertsCalls", None),
+        cast("ReconcileCalls", None),
+    )
 
 
 async def new_path(ledger: Ledger) -> tuple[str, str, str]:

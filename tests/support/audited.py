@@ -1,4 +1,4 @@
-"""What the independent ledger (auditor.py) knows of the world: accounts, budgets, windows, grants."""
+"""What the independent ledger (auditor.py) knows: accounts, budgets, windows, grants."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -4,9 +4,11 @@ It resolves expired holds at once, where the real one is lazy: whoever asks must
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
+
+from msgspec.structs import replace
 
 from penstock.quota.ledger import Extend, Operation, Reserve, Settle, Void
 from support.audited import Balance, BudgetModel, GrantModel, WorldModel
@@ -54,6 +56,7 @@ class Auditor:
     world: WorldModel
     balances: dict[tuple[int, datetime | None], Balance] = field(default_factory=dict)
     records: dict[str, Record] = field(default_factory=dict)
+    _ends_before: dict[int, datetime | None] = field(default_factory=dict)
 
     def advance(self, delta: timedelta) -> None:
         self.now += delta
@@ -70,8 +73,10 @@ class Auditor:
 
     def apply(self, *operations: Operation) -> list[Verdict]:
         """One batch: what gives room first. Facts of a reserve or extension: expiry, rest; of a
-        settle or void: posted, released, overage, late; of a rate limit: the seconds to wait.
+        settle or void: posted, released, overage, late; of a rate limit: the seconds to wait, at
+        least (a hold that the same batch extends is told to end as it did before).
         """
+        self._ends_before = {id(r): r.expires_at for r in self.records.values()}
         verdicts: dict[int, Verdict] = {}
         for gives_room in (True, False):
             for place, operation in enumerate(operations):
@@ -158,7 +163,9 @@ class Auditor:
             if need > rest and (need > 0 or requests > 0):
                 if budget.unit == "nano_usd":
                     return "BUDGET_EXCEEDED", ()
-                return "RATE_LIMITED", (self._wait_seconds(budget, balance, need),)
+                # An extension counts in the window of its hold: no later one is its own.
+                waits = requests > 0
+                return "RATE_LIMITED", (self._wait_seconds(budget, balance, need, waits=waits),)
             if budget.unit == "nano_usd":
                 rests.append(rest - need)
         amount = more["nano_usd"]
@@ -169,13 +176,15 @@ class Auditor:
         record.remaining = min(rests, default=record.remaining)
         return None
 
-    def _wait_seconds(self, budget: BudgetModel, balance: Balance, need: int) -> float | None:
-        if need > budget.limit:
+    def _wait_seconds(
+        self, budget: BudgetModel, balance: Balance, need: int, *, waits: bool
+    ) -> float | None:
+        if need > budget.limit or not waits:
             return None
         if budget.unit != "in_flight":
             return (budget.ends_at(self.now) - self.now).total_seconds()
         ends = [
-            record.expires_at
+            self._ends_before.get(id(record)) or record.expires_at
             for record in self.records.values()
             if record.state == "held" and any(balance is b for _, b in record.places)
         ]

@@ -22,8 +22,14 @@ async def scans_of_operations(connection: asyncpg.Connection, key_ids: Sequence[
     """
     before = await _scans(connection)
     await _apply_all(connection, key_ids)
-    after = await _scans(connection)
-    return sorted(table for table, scans in after.items() if scans > before.get(table, 0))
+    return _more(before, await _scans(connection))
+
+
+async def scans_while(connection: asyncpg.Connection, statement: str) -> list[str]:
+    """Tables that one statement read from end to end, whatever runs within it."""
+    before = await _scans(connection)
+    await connection.execute(statement)
+    return _more(before, await _scans(connection))
 
 
 async def scans_of_reads(connection: asyncpg.Connection) -> dict[str, list[str]]:
@@ -70,6 +76,10 @@ async def _apply_all(connection: asyncpg.Connection, key_ids: Sequence[int]) -> 
     for operations in (reserves, extends, settles, voids):
         outcomes = await apply_on(connection, [Timed(operation) for operation in operations])
         assert not [o for o in outcomes if isinstance(o, Exception)]
+
+
+def _more(before: dict[str, int], after: dict[str, int]) -> list[str]:
+    return sorted(table for table, scans in after.items() if scans > before.get(table, 0))
 
 
 async def _scans(connection: asyncpg.Connection) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Random worlds for histories: what the auditor knows, put into a real database in a few statements.
+"""Random worlds for histories: what the auditor knows, put into a real database in bulk.
 
 Thousands of them are made at once, so that histories can run in lockstep in one database.
 """
@@ -112,34 +112,17 @@ async def install(
     grants = [grant for world in worlds for grant in world.grants]
     for grant, id_ in zip(grants, await new_ids(connection, "grants", len(grants)), strict=True):
         grant.id = id_
-    accounts = [item for world in worlds for item in world.accounts.items()]
     async with connection.transaction():
-        for kinds in (("pool", "org"), ("team",), ("key",)):
-            rows = [(i, a, now) for i, a in accounts if a.kind in kinds]
-            await connection.executemany(
-                "INSERT INTO accounts (id, kind, name, org_id, team_id, prepaid, commercial,"
-                " created_at) OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-                [
-                    (i, a.kind, f"w-{i}", a.org_id, a.team_id, a.prepaid, a.commercial, at)
-                    for i, a, at in rows
-                ],
-            )
-        await connection.executemany(
-            "INSERT INTO api_keys (account_id, allowed_models, local_only, fail_open_local)"
-            " VALUES ($1, '{}', false, false)",
-            [(i,) for i, a in accounts if a.kind == "key"],
-        )
-        await connection.executemany(
-            "INSERT INTO pool_providers VALUES ($1, $2)",
-            [item for world in worlds for item in world.pools.items()],
-        )
+        await _install_accounts(connection, worlds, now)
         await connection.executemany(
             "INSERT INTO budgets (id, account_id, name, unit, kind, time_zone, limit_amount,"
             " providers, models, tags, created_at) OVERRIDING SYSTEM VALUE"
             " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
             [
-                (b.id, b.account_id, f"b-{b.id}", b.unit, b.window, b.zone, b.limit)
-                + (*_columns(b.scope), now)
+                (
+                    *(b.id, b.account_id, f"b-{b.id}", b.unit, b.window, b.zone, b.limit),
+                    *(*_columns(b.scope), now),
+                )
                 for b in budgets
             ],
         )
@@ -148,8 +131,10 @@ async def install(
             " expires_at, providers, models, tags, commercial_use, created_at) OVERRIDING SYSTEM"
             " VALUE VALUES ($1, $2, $3, 'credit', 'a proof', $4, $5, $6, $7, $8, $9, $10, $11)",
             [
-                (g.id, f"g-{g.id}", g.account_id, g.amount, g.starts_at)
-                + (g.ends_at, *_columns(g.scope), g.commercial_use, now)
+                (
+                    *(g.id, f"g-{g.id}", g.account_id, g.amount, g.starts_at, g.ends_at),
+                    *(*_columns(g.scope), g.commercial_use, now),
+                )
                 for g in grants
             ],
         )
@@ -158,6 +143,31 @@ async def install(
             " AS u (id)",
             [grant.id for grant in grants],
         )
+
+
+async def _install_accounts(
+    connection: asyncpg.Connection, worlds: Sequence[WorldModel], now: datetime
+) -> None:
+    accounts = [item for world in worlds for item in world.accounts.items()]
+    for kinds in (("pool", "org"), ("team",), ("key",)):
+        rows = [(i, a, now) for i, a in accounts if a.kind in kinds]
+        await connection.executemany(
+            "INSERT INTO accounts (id, kind, name, org_id, team_id, prepaid, commercial,"
+            " created_at) OVERRIDING SYSTEM VALUE VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+            [
+                (i, a.kind, f"w-{i}", a.org_id, a.team_id, a.prepaid, a.commercial, at)
+                for i, a, at in rows
+            ],
+        )
+    await connection.executemany(
+        "INSERT INTO api_keys (account_id, allowed_models, local_only, fail_open_local)"
+        " VALUES ($1, '{}', false, false)",
+        [(i,) for i, a in accounts if a.kind == "key"],
+    )
+    await connection.executemany(
+        "INSERT INTO pool_providers VALUES ($1, $2)",
+        [item for world in worlds for item in world.pools.items()],
+    )
 
 
 def _columns(scope: ScopeModel) -> tuple[list[str], list[str], str]:

@@ -1,0 +1,141 @@
+"""`penstock ledger balance`: what is left, now and as it changes."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+
+import pytest
+
+from support.ledger import expired, held, reserve, settle, told
+from support.operator import Operator
+
+USD = 10**9
+
+
+async def spent(operator: Operator, key_id: int, amount: int) -> None:
+    ledger, id_ = operator.ledger, operator.ledger.id()
+    assert told(await ledger.one(reserve(id_, key_id, amount))) == "ok"
+    assert told(await ledger.one(settle(id_, amount))) == "ok"
+
+
+async def test_a_keys_whole_path_is_told(operator: Operator) -> None:
+    ledger = operator.ledger
+    org, team, key = await ledger.new_path()
+    await ledger.budget("org", org, None, "month", name="all")
+    await ledger.budget("key", key, 10 * USD, name="own")
+    await ledger.budget("team", team, 5, "minute", unit="requests", name="pace")
+    await ledger.grant("team", team, 4 * USD)
+    await spent(operator, key, 3 * USD)
+    await held(ledger, key, "paid")
+
+    told_json = await operator.json("ledger", "balance", f"key_{key}")
+    own = next(b for b in told_json["budgets"] if b["name"] == "own")
+    figures = [own[f"{n}_nano_usd"] for n in ("limit", "posted", "held", "remaining")]
+    assert [10 * USD, 3 * USD, 40, 7 * USD - 40] == figures
+    everything = next(b for b in told_json["budgets"] if b["name"] == "all")
+    assert "limit_nano_usd" not in everything
+    (grant,) = told_json["grants"]
+    assert (f"team_{team}", USD - 40) == (grant["account_id"], grant["remaining_nano_usd"])
+    (rate,) = told_json["rates"]
+    assert ("requests", 5, 2) == (rate["unit"], rate["limit"], rate["used"])
+
+    seen = await operator.said("ledger", "balance", f"key_{key}")
+    own_line = next(line for line in seen.splitlines() if " own " in line)
+    assert ["10.00", "3.00", "0.00000004", "0.00", "6.99999996"] == own_line.split()[3:8]
+    assert "█" * 6 in own_line
+    assert "30 %" in own_line
+    assert "unlimited" in next(line for line in seen.splitlines() if " all " in line)
+    assert "0.99999996" in next(line for line in seen.splitlines() if "grant_" in line)
+    assert "40 %" in next(line for line in seen.splitlines() if " pace " in line)
+
+
+async def test_suspense_counts_and_is_shaded(operator: Operator) -> None:
+    key = await operator.ledger.new_key(100)
+    await expired(operator.ledger, key, "paid")
+    await operator.ledger.one(reserve(operator.ledger.id(), key, 1))  # it resolves the expired one
+    (budget,) = (await operator.json("ledger", "balance", f"key_{key}"))["budgets"]
+    assert (40, 1, 59) == tuple(budget[f"{n}_nano_usd"] for n in ("suspense", "held", "remaining"))
+    assert "▒" * 8 in await operator.said("ledger", "balance", f"key_{key}")
+
+
+async def test_without_an_account_it_is_the_ready_made_keys(
+    operator: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "name an account" in await operator.refused("ledger", "balance")
+    key = await operator.ledger.new_key(7)
+    monkeypatch.setenv("PENSTOCK_KEY_ID", f"key_{key}")
+    (budget,) = (await operator.json("ledger", "balance"))["budgets"]
+    assert 7 == budget["limit_nano_usd"]
+
+
+async def test_an_account_that_has_nothing_is_told_what_follows(operator: Operator) -> None:
+    org, _, _ = await operator.ledger.new_path()
+    assert "nothing is admitted" in await operator.said("ledger", "balance", f"org_{org}")
+
+
+async def test_what_does_not_exist_is_told_with_what_does(operator: Operator) -> None:
+    await operator.ledger.new_path()
+    told_ = await operator.refused("ledger", "balance", "org:nowhere")
+    assert "there is no org, team, key or pool 'org:nowhere'" in told_
+
+
+async def test_a_wrong_token_is_told(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = await operator.ledger.new_key(7)
+    monkeypatch.setenv("PENSTOCK_ADMIN_TOKEN", "stolen")
+    told_ = await operator.refused("ledger", "balance", f"key_{key}")
+    assert "SERVICE_TOKEN_INVALID" in told_
+    assert "Set PENSTOCK_ADMIN_TOKEN" in told_
+
+
+async def test_a_watch_tells_each_change_on_a_line(operator: Operator) -> None:
+    key = await operator.ledger.new_key(100)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "penstock.cli", "--state", "state",
+        "ledger", "balance", f"key_{key}", "--watch", "--interval-ms", "100", "--json",
+        env=dict(os.environ), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    async with asyncio.timeout(30):
+        first = json.loads(await process.stdout.readline())
+        await spent(operator, key, 30)
+        seen = [json.loads(await process.stdout.readline())]
+        while seen[-1]["budgets"][0]["posted_nano_usd"] < 30:
+            seen.append(json.loads(await process.stdout.readline()))
+        operator.quota.process.terminate()
+        _, said = await process.communicate()
+    assert 100 == first["budgets"][0]["remaining_nano_usd"]
+    assert 70 == seen[-1]["budgets"][0]["remaining_nano_usd"]
+    assert (1, True) == (process.returncode, b"ended the watch" in said)
+
+
+@pytest.mark.parametrize(("columns", "redrawn"), [(300, True), (60, False)], ids=["wide", "narrow"])
+async def test_on_a_terminal_a_watch_is_drawn_in_place_where_it_fits(
+    operator: Operator, columns: int, *, redrawn: bool
+) -> None:
+    key = await operator.ledger.new_key(100)
+    ours, theirs = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "penstock.cli", "--state", "state",
+        "ledger", "balance", f"key_{key}", "--watch",
+        env={**os.environ, "COLUMNS": str(columns), "TERM": "xterm"}, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    async with asyncio.timeout(30):
+        seen = await drawn(ours, "0.0000001 ")
+        await spent(operator, key, 33)
+        seen += await drawn(ours, "0.000000033")
+        process.send_signal(signal.SIGINT)
+        assert 130 == await process.wait()
+    os.close(ours)
+    assert "33 %" in seen
+    assert redrawn == ("\x1b[1A" in seen)
+
+
+async def drawn(terminal: int, text: str) -> str:
+    """What is drawn until the text is."""
+    seen = ""
+    while text not in seen:
+        seen += (await asyncio.to_thread(os.read, terminal, 65_536)).decode(errors="replace")
+    return seen
