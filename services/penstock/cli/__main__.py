@@ -8,13 +8,26 @@ BYPASS = "127.0.0.1,localhost"
 def register() -> None:
     """Imports the modules whose commands make up the application."""
     from penstock.cli import (  # noqa: F401
+        commands_account,
+        commands_adjust,
+        commands_alerts,
+        commands_audit,
+        commands_balance,
+        commands_budget,
         commands_clean,
         commands_config,
-        commands_ledger,
+        commands_entries,
+        commands_grant,
+        commands_keys,
+        commands_limit,
         commands_machine,
+        commands_migrate,
+        commands_pool,
+        commands_reconcile,
         commands_requests,
         commands_status,
         commands_trace,
+        commands_usage,
     )
 
 

@@ -1,4 +1,4 @@
-"""Calls of quota's services: where they are, the tokens, who changes what, errors as they are told."""
+"""Calls of AdminService: where it is, its token, who changes what and why, errors as told."""
 
 import getpass
 import math
@@ -16,7 +16,7 @@ from penstock.cli.state import State, read_env
 from penstock.core.channel import bearer, connect
 from penstock.core.errors import InvalidRequest, PenstockError
 from penstock.core.status import from_rpc_error
-from penstock.quota.v1 import admin_pb2_grpc, quota_pb2, quota_pb2_grpc
+from penstock.quota.v1 import admin_pb2_grpc
 
 T = TypeVar("T")
 
@@ -27,8 +27,6 @@ UNIT_MAX = 90
 
 ADDRESS = "PENSTOCK_QUOTA_ADMIN_ADDRESS"
 TOKEN = "PENSTOCK_ADMIN_TOKEN"  # noqa: S105 - a variable's name
-QUOTA_ADDRESS = "PENSTOCK_QUOTA_ADDRESS"
-SERVICE_TOKEN = "PENSTOCK_SERVICE_TOKEN"  # noqa: S105 - a variable's name
 TRACES = "PENSTOCK_TRACES_STORE"
 KEY_ID = "PENSTOCK_KEY_ID"
 QUOTA_DSN = "PENSTOCK_QUOTA_DSN"
@@ -77,9 +75,7 @@ class Change:
             ("--reason", reason, REASON_CHARACTERS_MAX),
         ):
             if len(text) > most:
-                raise CliError(
-                    f"{name} has {len(text)} characters; at most {most}", code=BAD_USAGE
-                )
+                raise CliError(f"{name} has {len(text)} characters; at most {most}", code=BAD_USAGE)
         return cls(actor, reason, dry_run)
 
     def metadata(self) -> list[tuple[str, str]]:
@@ -152,30 +148,6 @@ class Admin:
         return _answers(bound(requests, metadata=(*self._metadata, *metadata)))
 
 
-class Balances:
-    """QuotaService's balances, with a service's token."""
-
-    def __init__(self, channel: grpc.aio.Channel, token: str) -> None:
-        self._stub = quota_pb2_grpc.QuotaServiceStub(channel)
-        self._metadata = (bearer(token),)
-
-    async def get(self, account_id: str) -> quota_pb2.Balance:
-        """Raises PenstockError."""
-        try:
-            return await self._stub.GetBalance(
-                quota_pb2.GetBalanceRequest(account_id=account_id),
-                metadata=self._metadata,
-                timeout=CALL_SECONDS,
-            )
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
-
-    def watch(self, account_id: str, interval_ms: int) -> AsyncIterator[quota_pb2.Balance]:
-        """Raises PenstockError."""
-        request = quota_pb2.WatchBalanceRequest(account_id=account_id, interval_ms=interval_ms)
-        return _answers(self._stub.WatchBalance(request, metadata=self._metadata))
-
-
 async def _answers(call: AsyncIterable[T]) -> AsyncIterator[T]:
     try:
         async for answer in call:
@@ -188,12 +160,6 @@ async def _answers(call: AsyncIterable[T]) -> AsyncIterator[T]:
 async def opened(found: Access) -> AsyncIterator[Admin]:
     async with connect(found.address) as channel:
         yield Admin(channel, found.token)
-
-
-@asynccontextmanager
-async def balances(found: Access) -> AsyncIterator[Balances]:
-    async with connect(found.address) as channel:
-        yield Balances(channel, found.token)
 
 
 def duration(seconds: float) -> str:
@@ -216,9 +182,7 @@ def told(error: PenstockError, found: str) -> CliError:
     lines += [f"{v.field}: {v.description}" for v in error.violations]
     if error.retry_after_seconds is not None and "resets_at" not in error.metadata:
         lines.append(f"again after {duration(error.retry_after_seconds)}")
-    return CliError(
-        f"{error.reason}: " + "\n  ".join(lines), remedy=REMEDIES.get(error.reason, "")
-    )
+    return CliError(f"{error.reason}: " + "\n  ".join(lines), remedy=REMEDIES.get(error.reason, ""))
 
 
 def _repeats(error: PenstockError) -> bool:

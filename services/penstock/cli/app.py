@@ -30,8 +30,8 @@ INTERRUPTED = 130
 """A shell's own status for Ctrl-C."""
 
 ORDER = (
-    "up", "down", "status", "chat", "models", "explain", "keys", "budget", "usage", "trace",
-    "config", "quota", "clean",
+    "up", "down", "status", "chat", "models", "explain", "trace", "usage", "account", "keys",
+    "budget", "limit", "grant", "pool", "ledger", "alerts", "quota", "config", "clean",
 )  # fmt: skip
 """Of the commands in the help: by what a person does, not by the modules' names."""
 

@@ -14,7 +14,8 @@ def as_dict(message: Message) -> Any:
     told = MessageToDict(
         message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
     )
-    return _exact(told, message.DESCRIPTOR)
+    descriptor: Any = message.DESCRIPTOR
+    return _exact(told, descriptor)
 
 
 def _exact(value: Any, descriptor: Descriptor) -> Any:

@@ -14,7 +14,6 @@ from penstock.quota.v1 import admin_pb2
 from penstock.quota.v1.quota_pb2 import Principal
 
 NAME = "default"
-BUDGET_NAME = "default-month"
 BUDGET_NANO_USD = 5 * NANO_PER_USD
 """A calendar month's, of the ready-made key: enough to try everything, too little to hurt."""
 
@@ -55,7 +54,6 @@ async def ensure_key(admin: Admin, *, kept_id: str, kept_secret: str) -> ReadyKe
         admin_pb2.SetBudgetRequest(
             account_id=created.key.id,
             window=admin_pb2.Budget.WINDOW_MONTH,
-            name=BUDGET_NAME,
             time_zone="UTC",
             limit_nano_usd=BUDGET_NANO_USD,
         ),

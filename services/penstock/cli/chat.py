@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from penstock.cli import refusals
 from penstock.client import Client, PenstockError, Reply, assistant, system, user
 from penstock.core.money import format_usd
 from penstock.router.v1.router_pb2 import CacheVerdict
@@ -67,7 +68,7 @@ class Chat:
         try:
             await answering
         except PenstockError as error:
-            self._console.print(f"[red]{error.reason}[/]: {escape(error.message)}")
+            self._tell_refused(error)
             del self._history[kept:]
         except asyncio.CancelledError:
             self._tell_stopped()
@@ -82,6 +83,12 @@ class Chat:
         except asyncio.CancelledError:
             self._tell_stopped()
             raise
+
+    def _tell_refused(self, error: PenstockError) -> None:
+        said = refusals.told(error, "the router's address")
+        self._console.print(escape(said.message), style="red")
+        if said.remedy:
+            self._console.print(f"  → {escape(said.remedy)}")
 
     def _tell_stopped(self) -> None:
         self._console.print(

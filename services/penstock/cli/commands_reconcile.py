@@ -183,7 +183,7 @@ async def _sent(
     call: Call, options: admin_pb2.ReconcileOptions, rows: Sequence[Row], catalogue: Catalogue
 ) -> admin_pb2.ReconcileReport:
     """The ledger's report, with progress meanwhile."""
-    found = await call.admin()
+    found = await call.admin_service()
     metadata = call.change.metadata() if call.change else []
     answers: Any = found.stream("Reconcile", _requests(options, rows, catalogue), metadata)
     address = admin.access(call.state).address

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from penstock.cli import admin
+from penstock.cli import admin, refusals
 from penstock.cli.app import (
     Json,
     app,
@@ -20,8 +20,8 @@ from penstock.cli.app import (
     print_table,
     state_of,
 )
+from penstock.cli.as_json import as_dict
 from penstock.cli.chat import Chat, Settings
-from penstock.cli.commands_ledger import as_dict
 from penstock.cli.errors import BAD_USAGE, CliError
 from penstock.cli.state import State
 from penstock.client import Client, PenstockError, user
@@ -46,7 +46,7 @@ async def client_of(state: State, key: str | None) -> AsyncIterator[Client]:
         async with Client(address, secret, timeout_seconds=TIMEOUT_SECONDS) as client:
             yield client
     except PenstockError as error:
-        raise admin.told(error, address) from None
+        raise refusals.told(error, address) from None
 
 
 Key = Annotated[str | None, typer.Option("--key", help="Another API key than the ready-made one.")]

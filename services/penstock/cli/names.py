@@ -61,8 +61,8 @@ async def directory(admin: Admin) -> list[Named]:
     found = []
     for one in accounts.accounts:
         if one.kind in _KINDS:
-            path = (by_id.get(one.org_id, one.org_id),) if one.org_id else ()
-            found.append(Named(_KINDS[one.kind], one.id, one.name, path))
+            lies_in = (by_id.get(one.org_id, one.org_id),) if one.org_id else ()
+            found.append(Named(_KINDS[one.kind], one.id, one.name, lies_in))
     for key in keys.keys:
         path = (by_id.get(key.org_id, key.org_id), by_id.get(key.team_id, key.team_id))
         active = key.state not in {Principal.STATE_REVOKED, Principal.STATE_EXPIRED}
@@ -91,7 +91,9 @@ def find(known: Sequence[Named], text: str, *, kinds: Sequence[str] = ()) -> Nam
     *first, last = kinds or KINDS
     what = f"{', '.join(first)} or {last}" if first else last
     if not hits:
-        raise CliError(f"there is no {what} {text!r}; there are: {_listed(fitting)}", code=BAD_USAGE)
+        raise CliError(
+            f"there is no {what} {text!r}; there are: {_listed(fitting)}", code=BAD_USAGE
+        )
     ways = ", ".join(f"{n.full} ({n.id})" for n in hits[:LISTED_MAX])
     raise CliError(
         f"{text!r} is more than one {what}: {ways}; write one of these, or its id",

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from penstock.cli import admin, names
-from penstock.cli.admin import Admin, Balances, Change
+from penstock.cli.admin import Admin, Change
 from penstock.cli.app import (
     Json,
     awaited,
@@ -35,6 +35,7 @@ from penstock.cli.state import State
 from penstock.core.errors import PenstockError
 
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 
 ACCOUNT_HELP = "org:NAME, team:ORG/NAME, key:NAME, pool:NAME or an id."
 
@@ -88,14 +89,17 @@ class Call:
             self._admin = await self._closing.enter_async_context(opening)
         return self._admin
 
-    async def balances(self) -> Balances:
-        return await self._closing.enter_async_context(admin.balances(self._quota()))
+    async def stream(self, method: str, request: Message) -> AsyncIterator[Any]:
+        """AdminService's answers, for as long as it goes on.
 
-    def _quota(self) -> admin.Access:
-        return admin.access(self.state, admin.QUOTA_ADDRESS, admin.SERVICE_TOKEN)
-
-    def told_by_quota(self, error: PenstockError) -> CliError:
-        return admin.told(error, self._quota().address)
+        Raises:
+            CliError: as the service says.
+        """
+        found = await self.admin_service()
+        address = admin.access(self.state).address
+        answers = found.stream(method, request)
+        async for answer in answered(lambda error: admin.told(error, address), answers):
+            yield answer
 
     async def known(self) -> list[Named]:
         """Everything that has a name; asked once."""
@@ -199,7 +203,9 @@ _CHANGING = (
 )
 
 
-async def answered(error_of: Callable[[PenstockError], CliError], answers: AsyncIterator[M]) -> Any:
+async def answered(
+    error_of: Callable[[PenstockError], CliError], answers: AsyncIterator[T]
+) -> AsyncIterator[T]:
     """The answers of a stream, its refusal as a line."""
     try:
         async for answer in answers:

@@ -5,7 +5,7 @@ import pytest
 
 from penstock.core.postgres_server import PrivateServer
 from support.ledger import Ledger, ledger, ledger_dsn, migrated_database
-from support.operator import Operator, operating, operator
+from support.operating import Operator, operating, operator
 from support.postgres import database_dsn, postgres_server
 
 __all__ = ["database_dsn", "ledger", "ledger_dsn", "operator", "postgres_server"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from support.ledger import Ledger, reserve, settle, told
-from support.operator import Operator, operating
+from support.operating import Operator, operating
 from support.webhook_receiver import Receiver, receiver
 
 

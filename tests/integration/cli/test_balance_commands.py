@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from support.ledger import expired, held, reserve, settle, told
-from support.operator import Operator
+from support.operating import Operator
 
 USD = 10**9
 

@@ -7,7 +7,7 @@ import pytest
 
 from penstock.core.ids import uuid7
 from support.ledger import expired, reserve, settle, told
-from support.operator import Operator
+from support.operating import Operator
 
 
 async def spent(operator: Operator, key_id: int, amount: int, **changes: Any) -> str:

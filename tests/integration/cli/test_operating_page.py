@@ -4,7 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
-from support.operator import Operator
+from support.operating import Operator
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = ROOT / "docs" / "operating.md"

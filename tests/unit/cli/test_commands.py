@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from penstock.cli import __main__ as program
 from penstock.cli import admin, child, processes
 from penstock.cli.app import ORDER, app
-from penstock.cli.commands_ledger import as_dict
+from penstock.cli.as_json import as_dict
 from penstock.cli.options import DEFAULT_CONFIG
 from penstock.cli.state import State
 from penstock.cli.up import locked
@@ -54,7 +54,20 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (["budget", "set", "-0.50"], "a limit cannot be negative"),
         (["budget", "set", "--frob"], "there is no option --frob"),
         (["budget", "set", "0.0000000001"], "finer than a nano-USD"),
-        (["budget", "set", "5", "--window", "week"], "neither month nor total"),
+        (["budget", "set", "nan"], "is no finite amount"),
+        (["budget", "set", "1e400"], "is not between 0 and"),
+        (["budget", "set", "5", "--window", "fortnight"], "minute, hour, day, week, month, total"),
+        (["budget", "set", "5", "--soft", "80,50"], "ascending, e.g. 50,80,100"),
+        (["limit", "set", "key:x"], "say --requests, --tokens or --in-flight"),
+        (["limit", "set", "key:x", "--requests", "60"], "e.g. 60/minute"),
+        (["limit", "set", "key:x", "--requests", "-1/minute"], "is no whole number"),
+        (["limit", "set", "key:x", "--requests", "60/total"], "is no window"),
+        (["limit", "set", "key:x", "--in-flight", "4.5"], "is no whole number"),
+        (["grant", "create", "0", "--account", "a", "--key", "k"], "more than 0 USD"),
+        (["grant", "create", "-3", "--account", "a", "--key", "k"], "more than 0 USD"),
+        (["grant", "create", "3", "--account", "a", "--key", "k", "--for", "soon"], "e.g. 24h"),
+        (["keys", "rotate", "key:x", "--overlap", "1mo"], "is no span of time"),
+        (["account", "create", "key:x"], "neither org:NAME nor team:ORG/NAME"),
         (["budget", "set", "5", "--time-zone", "Mars/Base"], "is not known"),
         (["usage", "--since", "yesterday"], "is no date or time"),
         (["quota", "audit"], "database is not known here"),

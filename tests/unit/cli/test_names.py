@@ -33,7 +33,7 @@ def test_a_kind_narrows_a_bare_name() -> None:
         ("default", "more than one"),
         ("key:twin", "key_5"),
         ("nobody", "there are: org:default"),
-        ("", "there is no org, team or key"),
+        ("", "there is no org, team, key or pool"),
     ],
 )
 def test_none_or_many_are_told(text: str, told: str) -> None:

@@ -1,0 +1,145 @@
+"""What operators set, as tables. Money is exact decimal USD; nothing is rounded."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from penstock.cli.limit_arguments import window_name
+from penstock.cli.names import Named, label
+from penstock.cli.tables import plain, when
+from penstock.core.money import format_usd
+from penstock.quota.v1 import admin_pb2
+from penstock.quota.v1.quota_pb2 import Principal
+
+
+def accounts_table(accounts: Sequence[admin_pb2.Account], known: Sequence[Named]) -> Table:
+    table = plain("", "account", "id", "state", "pays", "use", "made")
+    full = {one.id: one.full for one in known}
+    for account in accounts:
+        table.add_row(
+            Text(full.get(account.id, account.name)),
+            account.id,
+            Text("suspended", "red") if account.suspended else Text("active", "green"),
+            "from credit only" if account.prepaid else "within budgets",
+            "commercial" if account.commercial else "any",
+            when(account.created_at),
+        )
+    return table
+
+
+def keys_table(keys: Sequence[admin_pb2.Key], known: Sequence[Named]) -> Table:
+    columns = ("key", "name", "team", "state", "may use", "expires", "starts with", "texts")
+    table = plain("", *columns, right=("texts",))
+    for key in keys:
+        state = Principal.State.Name(key.state).removeprefix("STATE_").lower()
+        rules = ", ".join(key.allowed_models) or "all"
+        table.add_row(
+            key.id,
+            Text(key.name),
+            label(known, key.team_id),
+            Text(state, style="green" if key.state == Principal.STATE_ACTIVE else "red"),
+            Text(rules + (" (local only)" if key.local_only else "")),
+            when(key.expires_at) if key.HasField("expires_at") else "never",
+            Text(f"{key.prefix}…"),
+            str(key.secrets),
+        )
+    return table
+
+
+def budgets_table(budgets: Sequence[admin_pb2.Budget], known: Sequence[Named]) -> Table:
+    amounts = ("limit USD", "posted", "held", "suspense", "left")
+    columns = ("budget", "id", "of", "window", *amounts, "resets", "only for", "warns at")
+    table = plain("", *columns, right=amounts)
+    for budget in budgets:
+        used = budget.posted_nano_usd + budget.held_nano_usd + budget.suspense_nano_usd
+        window = window_name(budget.window)
+        calendar = window in {"day", "week", "month"} and budget.time_zone
+        table.add_row(
+            Text(budget.name),
+            budget.id,
+            label(known, budget.account_id),
+            f"{window} ({budget.time_zone})" if calendar else window,
+            "unlimited" if budget.unlimited else format_usd(budget.limit_nano_usd),
+            format_usd(budget.posted_nano_usd),
+            format_usd(budget.held_nano_usd),
+            format_usd(budget.suspense_nano_usd),
+            "" if budget.unlimited else format_usd(budget.limit_nano_usd - used),
+            _resets(budget),
+            Text(scope_text(budget.scope)),
+            ", ".join(str(p) for p in budget.soft_percents) + " %",
+        )
+    return table
+
+
+def limits_table(limits: Sequence[admin_pb2.RateLimit], known: Sequence[Named]) -> Table:
+    numbers = ("limit", "used", "left")
+    columns = ("rate limit", "id", "of", "unit", "window", *numbers, "resets", "only for")
+    table = plain("", *columns, right=numbers)
+    for limit in limits:
+        unit = admin_pb2.RateLimit.Unit.Name(limit.unit).removeprefix("UNIT_").lower()
+        table.add_row(
+            Text(limit.name),
+            limit.id,
+            label(known, limit.account_id),
+            unit.replace("_", " "),
+            "" if limit.unit == admin_pb2.RateLimit.UNIT_IN_FLIGHT else window_name(limit.window),
+            str(limit.limit),
+            str(limit.used),
+            str(limit.limit - limit.used),
+            _resets(limit),
+            Text(scope_text(limit.scope)),
+        )
+    return table
+
+
+def grants_table(grants: Sequence[admin_pb2.Grant], known: Sequence[Named]) -> Table:
+    amounts = ("amount USD", "posted", "held", "suspense", "lapsed", "left")
+    columns = ("grant", "id", "key", "of", *amounts, "from", "until", "use", "only for")
+    table = plain("", *columns, right=amounts)
+    for grant in grants:
+        gone = (
+            grant.posted_nano_usd,
+            grant.held_nano_usd,
+            grant.suspense_nano_usd,
+            grant.lapsed_nano_usd,
+        )
+        table.add_row(
+            Text(grant.name),
+            grant.id,
+            Text(grant.grant_key),
+            label(known, grant.account_id),
+            format_usd(grant.amount_nano_usd),
+            *(format_usd(amount) for amount in gone),
+            format_usd(grant.amount_nano_usd - sum(gone)),
+            when(grant.starts_at),
+            when(grant.expires_at) if grant.HasField("expires_at") else "for ever",
+            "any" if grant.commercial_use else "not commercial",
+            Text(scope_text(grant.scope)),
+        )
+    return table
+
+
+def pools_table(pools: Sequence[admin_pb2.Pool]) -> Table:
+    table = plain("", "pool", "id", "providers", "pays")
+    for pool in pools:
+        table.add_row(
+            Text(pool.name),
+            pool.id,
+            Text(", ".join(pool.providers)),
+            "from credit only" if pool.prepaid else "by bill",
+        )
+    return table
+
+
+def scope_text(scope: admin_pb2.Scope) -> str:
+    """Empty: everything."""
+    words = [", ".join(scope.providers), ", ".join(scope.models)]
+    words += [f"{name}={value}" for name, value in sorted(scope.tags.items())]
+    return "; ".join(word for word in words if word)
+
+
+def _resets(setting: admin_pb2.Budget | admin_pb2.RateLimit) -> str:
+    if setting.closed:
+        return "closed"
+    return when(setting.resets_at) if setting.HasField("resets_at") else "never"

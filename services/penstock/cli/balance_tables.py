@@ -1,0 +1,91 @@
+"""A balance as tables: budgets, prepaid credit, rate limits. Money is exact decimal USD."""
+
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from penstock.cli.names import Named, label
+from penstock.cli.operation import View
+from penstock.cli.tables import bar, plain, when
+from penstock.core.money import format_usd
+from penstock.quota.v1 import quota_pb2
+
+
+def balance_views(balance: quota_pb2.Balance, known: Sequence[Named]) -> list[View]:
+    """What is there; a line where nothing is."""
+    views: list[View] = []
+    if balance.budgets:
+        views.append(_budgets(balance.budgets, known))
+    if balance.grants:
+        views.append(_grants(balance.grants, known))
+    if balance.rates:
+        views.append(_rates(balance.rates, known))
+    return views or ["no budget, credit or rate limit: without a budget nothing is admitted"]
+
+
+def _budgets(budgets: Sequence[quota_pb2.BudgetBalance], known: Sequence[Named]) -> Table:
+    amounts = ("limit USD", "posted", "held", "suspense", "left")
+    columns = ("budget", "of", "window", *amounts, "used", "resets", "warns at")
+    table = plain("Budgets", *columns, right=amounts)
+    for budget in budgets:
+        limited = budget.HasField("limit_nano_usd")
+        waiting = budget.held_nano_usd + budget.suspense_nano_usd
+        limit = budget.limit_nano_usd
+        table.add_row(
+            Text(budget.name),
+            label(known, budget.account_id),
+            budget.window,
+            format_usd(limit) if limited else "unlimited",
+            format_usd(budget.posted_nano_usd),
+            format_usd(budget.held_nano_usd),
+            format_usd(budget.suspense_nano_usd),
+            format_usd(budget.remaining_nano_usd) if limited else "",
+            bar(budget.posted_nano_usd, waiting, limit) if limited else "",
+            when(budget.resets_at) if budget.HasField("resets_at") else "never",
+            ", ".join(str(p) for p in budget.soft_percents) + " %" if limited else "",
+        )
+    return table
+
+
+def _grants(grants: Sequence[quota_pb2.GrantBalance], known: Sequence[Named]) -> Table:
+    amounts = ("amount USD", "posted", "held", "suspense", "lapsed", "left")
+    columns = ("grant", "id", "of", *amounts, "used", "from", "until")
+    table = plain("Credit, in the order in which it is used", *columns, right=amounts)
+    for grant in grants:
+        spent = grant.posted_nano_usd + grant.lapsed_nano_usd
+        waiting = grant.held_nano_usd + grant.suspense_nano_usd
+        table.add_row(
+            Text(grant.name),
+            grant.grant_id,
+            label(known, grant.account_id),
+            format_usd(grant.amount_nano_usd),
+            format_usd(grant.posted_nano_usd),
+            format_usd(grant.held_nano_usd),
+            format_usd(grant.suspense_nano_usd),
+            format_usd(grant.lapsed_nano_usd),
+            format_usd(grant.remaining_nano_usd),
+            bar(spent, waiting, grant.amount_nano_usd),
+            when(grant.starts_at),
+            when(grant.expires_at) if grant.HasField("expires_at") else "for ever",
+        )
+    return table
+
+
+def _rates(rates: Sequence[quota_pb2.RateBalance], known: Sequence[Named]) -> Table:
+    numbers = ("limit", "used", "left")
+    columns = ("limit of", "name", "unit", "window", *numbers, "full", "resets")
+    table = plain("Rate limits", *columns, right=numbers)
+    for rate in rates:
+        table.add_row(
+            label(known, rate.account_id),
+            Text(rate.name),
+            rate.unit.replace("_", " "),
+            "" if rate.unit == "in_flight" else rate.window,
+            str(rate.limit),
+            str(rate.used),
+            str(rate.limit - rate.used),
+            bar(rate.used, 0, rate.limit),
+            when(rate.resets_at) if rate.HasField("resets_at") else "",
+        )
+    return table

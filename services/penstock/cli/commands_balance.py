@@ -1,0 +1,102 @@
+"""`penstock ledger balance`: what is left, now or as it changes."""
+
+import json
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
+from typing import Annotated
+
+import typer
+from rich.console import Group
+from rich.live import Live
+from rich.measure import Measurement
+from rich.table import Table
+
+from penstock.cli.app import WIDTH_MAX, out, print_table
+from penstock.cli.as_json import as_dict
+from penstock.cli.balance_tables import balance_views
+from penstock.cli.errors import CliError
+from penstock.cli.groups import ledger
+from penstock.cli.ledger_arguments import ready_key
+from penstock.cli.operation import ACCOUNT_HELP, Call, Shown, View, operation
+from penstock.cli.tables import when_exactly
+from penstock.quota.v1 import quota_pb2
+
+INTERVAL_MS_MIN = 100
+INTERVAL_MS_MAX = 60_000
+INTERVAL_MS_DEFAULT = 1_000
+"""As the contract has them."""
+
+
+@operation(
+    ledger,
+    "balance",
+    "penstock ledger balance",
+    "penstock ledger balance team:acme/search --json",
+    "penstock ledger balance pool:openai --watch",
+)
+async def balance(
+    call: Call,
+    account: Annotated[
+        str | None,
+        typer.Argument(help=f"{ACCOUNT_HELP} A key: its whole path. Default: the ready-made key."),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Again whenever it changes, until Ctrl-C.")
+    ] = False,
+    interval_ms: Annotated[
+        int,
+        typer.Option(
+            min=INTERVAL_MS_MIN, max=INTERVAL_MS_MAX, help="With --watch: at most each so many ms."
+        ),
+    ] = INTERVAL_MS_DEFAULT,
+) -> Shown | None:
+    """What is left: budgets, prepaid credit and rate limits.
+
+    With --watch and --json one document a line.
+    """
+    of = await call.find(account or ready_key(call.state))
+    if watch:
+        request = quota_pb2.WatchBalanceRequest(account_id=of.id, interval_ms=interval_ms)
+        await _follow(call, call.stream("WatchBalance", request))
+        raise CliError("the ledger ended the watch: it stops or restarts", remedy="Watch again.")
+    asked = quota_pb2.GetBalanceRequest(account_id=of.id)
+    found = await call.ask("GetBalance", asked, quota_pb2.Balance)
+    return Shown(found, lambda known: balance_views(found, known))
+
+
+async def _follow(call: Call, watched: AsyncIterator[quota_pb2.Balance]) -> None:
+    if call.as_json:
+        async for one in watched:
+            sys.stdout.write(json.dumps(as_dict(one), ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+        return
+    known = await call.known()
+    with ExitStack() as stack:
+        live: Live | None = None
+        async for one in watched:
+            views = balance_views(one, known)
+            if out.is_terminal and _fits(views):
+                live = live or stack.enter_context(Live(console=out, auto_refresh=False))
+                live.update(Group(_at(one), *views), refresh=True)
+            else:
+                # Drawn in place, a table wider than the terminal would lose its figures.
+                _print(_at(one), views)
+
+
+def _fits(views: Sequence[View]) -> bool:
+    unbounded = out.options.update(max_width=WIDTH_MAX)
+    return all(Measurement.get(out, unbounded, view).maximum <= out.width for view in views)
+
+
+def _at(one: quota_pb2.Balance) -> str:
+    return f"at {when_exactly(one.at)}"
+
+
+def _print(at: str, views: Sequence[View]) -> None:
+    out.print(at)
+    for view in views:
+        if isinstance(view, Table):
+            print_table(view)
+        else:
+            out.print(view)

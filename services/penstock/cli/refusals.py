@@ -1,0 +1,72 @@
+"""What the router refuses for want of money, credit or room, as a person is told of it."""
+
+from collections.abc import Callable
+
+from penstock.cli import admin
+from penstock.cli.errors import CliError
+from penstock.client import PenstockError
+from penstock.core.money import format_usd
+
+
+def told(error: PenstockError, address: str) -> CliError:
+    """Who is out of what, when it frees up, and what an operator types; else as services say it."""
+    write = _WRITERS.get(error.reason)
+    if write is None:
+        return admin.told(error, address)
+    try:
+        return write(error)
+    except (KeyError, ValueError):
+        # Of another release, or from a proxy: without the facts.
+        return admin.told(error, address)
+
+
+def _limited(error: PenstockError) -> CliError:
+    """By the time that is left now: the message was written before the request waited."""
+    facts = error.metadata
+    unit = facts["unit"].replace("_", " ")
+    window = "" if facts["unit"] == "in_flight" else f" a {facts['window']}"
+    used, limit, asked = (int(facts[name]) for name in ("used", "limit", "requested"))
+    what = f'{_owner(facts)} may have {limit} {unit}{window} (limit "{facts["limit_name"]}")'
+    raising = f"`penstock limit set` raises it ({facts['account_id']}, {facts['limit_id']})."
+    if error.retry_after_seconds is None:
+        return CliError(
+            f"{error.reason}: {what}; this request alone counts {asked}: it can never succeed",
+            remedy=f"Ask for less (`--max-tokens`), or {raising}",
+        )
+    again = admin.duration(error.retry_after_seconds)
+    return CliError(
+        f"{error.reason}: {what}; {used} are used and this request counts {asked}",
+        remedy=f"Again after {again}; or {raising}",
+    )
+
+
+def _out_of_credit(error: PenstockError) -> CliError:
+    facts = error.metadata
+    left, asked = (int(facts[f"{name}_nano_usd"]) for name in ("available", "requested"))
+    return CliError(
+        f"{error.reason}: prepaid {_owner(facts)} has {format_usd(left)} USD of usable credit left;"
+        f" this request may cost {format_usd(asked)}",
+        remedy=f"`penstock grant create` grants more ({facts['account_id']}); "
+        f"`penstock ledger balance {facts['account_id']}` tells what is there.",
+    )
+
+
+def _over_budget(error: PenstockError) -> CliError:
+    """The ledger's own sentence, which names the budget and its reset."""
+    account_id = error.metadata["account_id"]
+    return CliError(
+        f"{error.reason}: {error.message}",
+        remedy=f"`penstock budget set` raises it ({account_id}); "
+        f"`penstock ledger balance {account_id}` tells where it went.",
+    )
+
+
+def _owner(facts: dict[str, str]) -> str:
+    return f'{facts["account_kind"]} "{facts.get("account_name") or facts["account_id"]}"'
+
+
+_WRITERS: dict[str, Callable[[PenstockError], CliError]] = {
+    "RATE_LIMITED": _limited,
+    "CREDIT_EXHAUSTED": _out_of_credit,
+    "BUDGET_EXCEEDED": _over_budget,
+}

@@ -1,0 +1,90 @@
+"""`penstock budget | limit | grant`, against a real ledger."""
+
+import pytest
+
+from penstock.core.money import NANO_PER_USD
+from support.operating import Operator
+
+
+async def path_of(operator: Operator) -> None:
+    await operator.said("account", "create", "acme")
+    await operator.said("account", "create", "search", "--org", "acme")
+    await operator.said("keys", "create", "ci", "--team", "acme/search")
+
+
+async def test_a_budget_is_changed_by_what_it_is_for(own_operator: Operator) -> None:
+    await path_of(own_operator)
+    ask, of = own_operator.json, ("--account", "key:ci")
+    made = await ask("budget", "set", "5", *of, "--window", "month", "--soft", "80,95")
+    assert (5 * NANO_PER_USD, "month", [80, 95]) == (
+        made["limit_nano_usd"],
+        made["name"],
+        made["soft_percents"],
+    )
+    zoned = await ask("budget", "set", "7.50", *of, "--zone", "Europe/Berlin")
+    assert (made["id"], [80, 95]) == (zoned["id"], zoned["soft_percents"])
+    raised = await ask("budget", "set", "8", *of)
+    assert (made["id"], "Europe/Berlin") == (raised["id"], raised["time_zone"])
+    narrow = await ask("budget", "set", "2", *of, "--provider", "openai", "--tag", "job=x")
+    assert "month-openai-job-x" == narrow["name"]
+    assert {"job": "x"} == narrow["scope"]["tags"]
+    own = await ask("budget", "set", "unlimited", *of, "--window", "week", "--name", "free")
+    assert (True, "WINDOW_WEEK") == (own["unlimited"], own["window"])
+    assert 3 == len((await ask("budget", "list", *of))["budgets"])
+    assert (await ask("budget", "close", "free", *of))["closed"]
+    assert 2 == len((await ask("budget", "list", *of))["budgets"])
+    assert 3 == len((await ask("budget", "list", *of, "--closed"))["budgets"])
+    assert "month-openai-job-x" in await own_operator.said("budget", "list")
+
+
+@pytest.mark.parametrize("window", ["minute", "hour", "day", "week", "month", "total"])
+async def test_a_budget_has_every_window(operator: Operator, window: str) -> None:
+    key = f"key_{(await operator.ledger.new_path())[2]}"
+    made = await operator.json("budget", "set", "1", "--account", key, "--window", window)
+    assert f"WINDOW_{window.upper()}" == made["window"]
+
+
+async def test_rate_limits_are_set_together_or_not_at_all(own_operator: Operator) -> None:
+    await path_of(own_operator)
+    ask = own_operator.json
+    words = ("limit", "set", "key:ci")
+    told = await ask(*words, "--requests", "60/minute", "--tokens", "9/day", "--in-flight", "4")
+    assert [
+        ("requests-minute", 60),
+        ("tokens-day", 9),
+        ("in-flight-total", 4),
+    ] == [(one["name"], one["limit"]) for one in told["limits"]]
+    again = await ask(*words, "--in-flight", "5")
+    assert told["limits"][2]["id"] == again["limits"][0]["id"]
+    before = await ask("limit", "list")
+    globs = [word for i in range(65) for word in ("--model", f"m{i}")]
+    wrong = await own_operator.refused(*words, "--requests", "1/day", "--tokens", "1/day", *globs)
+    assert "scope.models" in wrong
+    assert before == await ask("limit", "list")
+    assert (await ask("limit", "close", "tokens-day"))["closed"]
+    assert 2 == len((await ask("limit", "list", "--account", "key:ci"))["limits"])
+    assert "there is no limit 'nothing'" in await own_operator.refused("limit", "close", "nothing")
+
+
+async def test_credit_is_given_once_by_its_key(own_operator: Operator) -> None:
+    await path_of(own_operator)
+    ask = own_operator.json
+    words = ("grant", "create", "18", "--account", "org:acme", "--key", "welcome", "--for", "3mo")
+    made = await ask(*words, "--reason", "a start")
+    assert (18 * NANO_PER_USD, "welcome", "a start", False) == (
+        made["amount_nano_usd"],
+        made["name"],
+        made["reason"],
+        made["commercial_use"],
+    )
+    assert made == await ask(*words, "--reason", "a start")
+    other = await own_operator.refused(*words[:2], "19", *words[3:])
+    assert "GRANT_KEY_REUSED" in other
+    assert [made] == (await ask("grant", "list", "--account", "org:acme"))["grants"]
+    ended = await ask("grant", "end", "welcome")
+    assert 18 * NANO_PER_USD == ended["lapsed_nano_usd"]
+    assert "18.00" in await own_operator.said("grant", "list")
+    assert "there is no grant 'nothing'" in await own_operator.refused("grant", "end", "nothing")
+    backwards = ("--starts", "2999-02-01", "--expires", "2999-01-01")
+    told = await own_operator.refused(*words[:6], "backwards", *backwards)
+    assert "expires_at: does not lie after starts_at" in told

@@ -1,0 +1,108 @@
+"""A refusal in the conversation: who is out of what, when it frees up, what to type."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from penstock.cli import refusals
+from penstock.cli.chat import Chat, Settings
+from penstock.client import Client
+from penstock.core.errors import (
+    BudgetExceeded,
+    CapacityExhausted,
+    CreditExhausted,
+    PenstockError,
+    RateLimited,
+)
+from support.fronts import front_house
+from support.quota_server import KEY
+
+SETTINGS = Settings(
+    model="auto", system="", max_tokens=20, temperature=None, local_only=False, no_cache=False
+)
+KEY_OF = {"account_kind": "key", "account_id": "key_3", "account_name": "ci"}
+RATE = KEY_OF | {
+    "limit_id": "limit_4",
+    "limit_name": "pace",
+    "unit": "requests",
+    "window": "minute",
+    "limit": "5",
+    "used": "5",
+    "requested": "1",
+}
+CREDIT = KEY_OF | {"available_nano_usd": "20000000", "requested_nano_usd": "31000000"}
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "remedy"),
+    [
+        (
+            RateLimited("stale: try again in 60 s", metadata=RATE, retry_after_seconds=12.3),
+            (
+                'RATE_LIMITED: key "ci" may have 5 requests a minute (limit "pace"); '
+                "5 are used and this request counts 1"
+            ),
+            "Again after 13 s; or `penstock limit set` raises it (key_3, limit_4).",
+        ),
+        (
+            RateLimited("never", metadata=RATE | {"unit": "tokens", "requested": "900"}),
+            (
+                'RATE_LIMITED: key "ci" may have 5 tokens a minute (limit "pace"); '
+                "this request alone counts 900: it can never succeed"
+            ),
+            "Ask for less (`--max-tokens`), or `penstock limit set` raises it (key_3, limit_4).",
+        ),
+        (
+            RateLimited(
+                "x",
+                metadata=RATE | {"unit": "in_flight", "window": "total", "account_name": ""},
+                retry_after_seconds=1,
+            ),
+            (
+                'RATE_LIMITED: key "key_3" may have 5 in flight (limit "pace"); '
+                "5 are used and this request counts 1"
+            ),
+            "Again after 1 s; or `penstock limit set` raises it (key_3, limit_4).",
+        ),
+        (
+            CreditExhausted("x", metadata=CREDIT),
+            (
+                'CREDIT_EXHAUSTED: prepaid key "ci" has 0.02 USD of usable credit left; '
+                "this request may cost 0.031"
+            ),
+            (
+                "`penstock grant create` grants more (key_3); "
+                "`penstock ledger balance key_3` tells what is there."
+            ),
+        ),
+        (
+            BudgetExceeded("budget 'b' has 0.00 USD left; it never resets", metadata=KEY_OF),
+            "BUDGET_EXCEEDED: budget 'b' has 0.00 USD left; it never resets",
+            (
+                "`penstock budget set` raises it (key_3); "
+                "`penstock ledger balance key_3` tells where it went."
+            ),
+        ),
+        (RateLimited("of a proxy"), "RATE_LIMITED: of a proxy", ""),
+        (CapacityExhausted("full"), "CAPACITY_EXHAUSTED: full", ""),
+    ],
+    ids=["rate", "never", "in flight", "credit", "budget", "without facts", "another"],
+)
+def test_a_refusal_is_told_for_people(error: PenstockError, message: str, remedy: str) -> None:
+    said = refusals.told(error, "here")
+    assert (message, remedy) == (said.message, said.remedy)
+
+
+async def test_a_conversation_goes_on_after_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The front's own error, as it arrives at a client."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n"))
+    said = io.StringIO()
+    async with front_house() as house:
+        # One for each target of the route.
+        house.ledger.refusals = [CreditExhausted("no credit", metadata=CREDIT) for _ in range(9)]
+        async with Client(house.fronts.grpc.address, KEY) as client:
+            await Chat(client, SETTINGS, Console(file=said, width=200)).converse()
+    assert 'prepaid key "ci" has 0.02 USD' in said.getvalue()
+    assert "→ `penstock grant create` grants more (key_3)" in said.getvalue()
+    assert said.getvalue().splitlines()[-1].startswith("spent 0.00")
