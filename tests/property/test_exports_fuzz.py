@@ -14,7 +14,10 @@ GOOD = (
     page(bucket(0, usage(), usage(model="o3")), bucket(1)),
     page(bucket(0, costs("1.25"), costs("3e-7")), bucket(1, costs("0")), next_page="A"),
     "date,model,amount_usd,currency\n2026-11-01,gpt-4o,1.5,usd\n2026-11-02,o3,0,usd\n",
-    "start_time;end_time;model;input_tokens;output_tokens;requests\n1793491200;1793577600;o3;1;2;3\n",
+    (
+        "start_time;end_time;model;input_tokens;output_tokens;requests\n"
+        "1793491200;1793577600;o3;1;2;3\n"
+    ),
 )
 PIECES = [
     "", '"', "{", "}", "[", "]", ",", ";", "\n", "\r", "\0", "-", "1e400", "1e" + "9" * 50,
