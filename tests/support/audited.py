@@ -36,13 +36,13 @@ class ScopeModel:
     def covers(self, reserve: Reserve) -> bool:
         return (
             _matches(self.providers, reserve.provider)
-            and _matches(self.models, reserve.model)
+            and _matches(self.models, reserve.model, f"{reserve.provider}/{reserve.model}")
             and all(reserve.tags.get(name) == value for name, value in self.tags.items())
         )
 
 
-def _matches(globs: tuple[str, ...], name: str) -> bool:
-    return not globs or any(fnmatchcase(name, glob) for glob in globs)
+def _matches(globs: tuple[str, ...], *names: str) -> bool:
+    return not globs or any(fnmatchcase(name, glob) for glob in globs for name in names)
 
 
 @dataclass

@@ -119,6 +119,8 @@ class Chat:
         self._saved_nano_usd += reply.saved_nano_usd
         if not quiet:
             sys.stdout.write("\n")
+            if reply.finish_reason == "budget":
+                self._console.print("(here the budget ends)", style="red")
             self._console.print(_receipt(reply), style="dim")
         return reply
 

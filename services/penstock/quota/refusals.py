@@ -219,6 +219,8 @@ def _rate_text(facts: LimitFacts, retry_after_seconds: float | None) -> str:
             f"{what}, {facts.used} are used and {facts.requested} more are asked for; the window"
             " of its hold gets no more"
         )
+    if facts.unit == "in_flight":
+        return f"{what}, and as many are; try again when one of them has ended"
     return (
         f"{what}, {facts.used} are used and the attempt counts {facts.requested}; "
         f"try again in {retry_after_seconds:.1f} s"

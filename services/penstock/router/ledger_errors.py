@@ -14,6 +14,9 @@ POOL = "pool"
 REFUSALS = (BudgetExceeded, RateLimited, CreditExhausted)
 """There is too little left: a verdict, although its code says to come again."""
 
+IN_FLIGHT_RETRY_SECONDS = 1.0
+"""The ledger only knows when a hold in flight ends at the latest; most end long before."""
+
 _REFUSAL_REASONS = frozenset(kind.default_reason for kind in REFUSALS)
 
 # What leaves open whether the operation was applied, or asks to come again.
@@ -43,6 +46,8 @@ def error_of(error: OperationError, clock: Clock) -> PenstockError:
         _tell(metadata, error.rate)
         if error.rate.HasField("retry_after_ms"):
             retry_after_seconds = max(0, error.rate.retry_after_ms) / 1000
+            if error.rate.unit == "in_flight":
+                retry_after_seconds = min(retry_after_seconds, IN_FLIGHT_RETRY_SECONDS)
     elif error.HasField("credit"):
         _tell(metadata, error.credit)
     return kind_of(_code(error), error.reason)(

@@ -107,7 +107,7 @@ def rate(**fields: object) -> OperationError:
         "account_id": "pool_3", "unit": "requests", "window": "minute", "limit": 3, "used": 3,
         "requested": 1,
     }  # fmt: skip
-    refusal = RateRefusal(**facts, **fields)  # type: ignore[arg-type]
+    refusal = RateRefusal(**(facts | fields))  # type: ignore[arg-type]
     return OperationError(code=8, reason="RATE_LIMITED", message="full", rate=refusal)
 
 
@@ -133,6 +133,11 @@ def test_a_rate_limit_says_which_and_when():
         "account_id": "pool_3", "unit": "requests", "window": "minute", "limit": "3", "used": "3",
         "requested": "1", "retry_after_ms": "1500",
     } == error.metadata  # fmt: skip
+
+
+def test_a_limit_in_flight_is_asked_again_soon_since_most_holds_end_before_they_expire():
+    error = error_of(rate(unit="in_flight", window="total", retry_after_ms=180_000), SystemClock())
+    assert error.retry_after_seconds == 1.0
 
 
 def test_what_can_never_succeed_has_no_time():

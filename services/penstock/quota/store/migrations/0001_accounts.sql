@@ -106,7 +106,9 @@ CREATE FUNCTION applies(
 ) RETURNS boolean
 LANGUAGE sql IMMUTABLE AS $$
     SELECT (providers = '{}' OR provider LIKE ANY (providers))
-        AND (models = '{}' OR model LIKE ANY (models))
+        -- By its name, or as it is pinned: gpt-4o-mini, openai/gpt-4o-mini.
+        AND (models = '{}' OR model LIKE ANY (models)
+            OR provider || '/' || model LIKE ANY (models))
         AND (tags = '{}' OR request_tags @> tags)
 $$;
 
