@@ -17,6 +17,8 @@ from penstock.core.ports import free_ports
 
 TOKEN = "service-token-of-a-proof"
 READY_SECONDS = 60.0
+_PATH = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.getenv("PYTHONPATH")]))
+"""A child finds the proofs also where only this process was told of them."""
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Child:
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, *self.arguments, *self.more_arguments()],
-                env=os.environ | self.environment,
+                env=os.environ | {"PYTHONPATH": _PATH} | self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
