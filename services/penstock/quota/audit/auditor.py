@@ -172,6 +172,9 @@ class Examination:
 async def snapshot(connection: postgres.Connection) -> AsyncIterator[None]:
     """A transaction that sees the ledger as it was at one moment, with no end to its patience."""
     async with connection.transaction(isolation="repeatable_read"):
+        # Before the snapshot is taken: a detach does not wait for a snapshot, only for this lock,
+        # and takes a partition away from under a reader that has not read the entries yet.
+        await connection.execute("LOCK TABLE entries IN ACCESS SHARE MODE")
         # A full pass over a large ledger may take its time. Its ranges are read by index: a scan of
         # the whole table for each would never end.
         await connection.execute(

@@ -94,19 +94,21 @@ async def _prune_reservations(
 async def _prune_windows(
     connection: postgres.Connection, cutoff: datetime, progress: Progress
 ) -> int:
-    row = await connection.fetchrow(
-        "SELECT min(created_at) FILTER (WHERE NOT pinned) AS oldest FROM ("
-        " SELECT created_at, state = 'held' OR (state = 'expired' AND pool = 'paid') AS pinned"
-        " FROM reservations WHERE cardinality(bucket_ids) > 0) AS r"
-    )
-    assert row is not None
-    cutoff = min(cutoff, row["oldest"] or cutoff)
-    pinned = await connection.fetchval(
-        "SELECT coalesce(array_agg(DISTINCT b), '{}') FROM ("
-        " SELECT bucket_ids FROM reservations WHERE state = 'held' UNION ALL"
-        " SELECT bucket_ids FROM reservations WHERE state = 'expired' AND pool = 'paid'"
-        ") AS r, unnest(r.bucket_ids) AS b"
-    )
+    # In one snapshot: what is resolved between two looks would be in neither.
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        row = await connection.fetchrow(
+            "SELECT min(created_at) FILTER (WHERE NOT pinned) AS oldest FROM ("
+            " SELECT created_at, state = 'held' OR (state = 'expired' AND pool = 'paid') AS pinned"
+            " FROM reservations WHERE cardinality(bucket_ids) > 0) AS r"
+        )
+        assert row is not None
+        cutoff = min(cutoff, row["oldest"] or cutoff)
+        pinned = await connection.fetchval(
+            "SELECT coalesce(array_agg(DISTINCT b), '{}') FROM ("
+            " SELECT bucket_ids FROM reservations WHERE state = 'held' UNION ALL"
+            " SELECT bucket_ids FROM reservations WHERE state = 'expired' AND pool = 'paid'"
+            ") AS r, unnest(r.bucket_ids) AS b"
+        )
     deleted = 0
     while count := _rows(await connection.execute(_DELETE_WINDOWS, cutoff, pinned, CHUNK)):
         deleted += count

@@ -48,7 +48,12 @@ class Sealed:
 async def maintenance(dsn: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection, one at a time over the whole database: the next waits."""
     async with connected(dsn) as connection:
-        await connection.execute("SELECT pg_advisory_lock(hashtext('penstock.maintenance'))")
+        # Not waited for within a statement: its snapshot would hold up the end of a detach, which
+        # holds this lock.
+        while not await connection.fetchval(  # noqa: ASYNC110 - nobody tells when it is free
+            "SELECT pg_try_advisory_lock(hashtext('penstock.maintenance'))"
+        ):
+            await asyncio.sleep(TRIES_PAUSE_SECONDS)
         yield connection
 
 

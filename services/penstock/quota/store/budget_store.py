@@ -77,7 +77,9 @@ class BudgetStore:
                     f"{what}_{budget_id} does not exist", reason=f"{what.upper()}_UNKNOWN"
                 )
             await connection.execute(
-                "UPDATE budgets SET closed_at = coalesce(closed_at, ledger_now()) WHERE id = $1",
+                "UPDATE budgets SET closed_at = coalesce(closed_at, ledger_now()),"
+                # Extensions of what it holds go on without it.
+                " limit_lowered_at = ledger_now() WHERE id = $1",
                 budget_id,
             )
             after = await _by_id(connection, budget_id)

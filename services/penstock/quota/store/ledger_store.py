@@ -81,20 +81,39 @@ class LedgerStore:
         Only keeps tables and figures fresh: nothing depends on it (LEDGER, I8).
         """
         batches = 0
+        # One whose rows somebody keeps locked is left for the next time.
+        busy: set[int] = set()
+        while orgs := await self._orgs_with_abandoned_holds(busy):
+            for org_id in orgs:
+                if not await self._sweep_one(org_id):
+                    busy.add(org_id)
+            batches += len(orgs)
         async with self._database.connection() as connection:
-            while orgs := await connection.fetch(
-                "SELECT DISTINCT org_id FROM reservations"
-                " WHERE state = 'held' AND expires_at <= ledger_now()"
-            ):
-                for row in orgs:
-                    await connection.execute(
-                        "SELECT apply_batch('{}', $1, ARRAY[$2::bigint])",
-                        ID_HORIZON_MS,
-                        row["org_id"],
-                    )
-                batches += len(orgs)
             await connection.execute("SELECT lapse_grants()")
         return batches
+
+    async def _orgs_with_abandoned_holds(self, except_ids: set[int]) -> list[int]:
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(
+                "SELECT DISTINCT org_id FROM reservations WHERE state = 'held'"
+                " AND expires_at <= ledger_now() AND org_id <> ALL ($1::bigint[])",
+                list(except_ids),
+            )
+        return [row["org_id"] for row in rows]
+
+    async def _sweep_one(self, org_id: int) -> bool:
+        try:
+            async with self._database.connection() as connection:
+                await connection.execute(
+                    "SELECT apply_batch('{}', $1, ARRAY[$2::bigint])", ID_HORIZON_MS, org_id
+                )
+        except _TRANSIENT:
+            return False
+        except errors.Unavailable as error:
+            if error.reason != BUSY:
+                raise
+            return False
+        return True
 
     async def org_ids(
         self, key_ids: Sequence[int], reservation_ids: Sequence[str]

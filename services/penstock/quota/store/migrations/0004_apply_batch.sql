@@ -76,14 +76,14 @@ $$;
 -- itself changed of the holds in flight is not in the tables yet: it has resolved `resolved`, and the
 -- first of those that it made ends at `frees_at`.
 CREATE FUNCTION refusal_of(
-    bucket bigint, posted_now bigint, held_now bigint, suspense_now bigint, asked bigint,
-    resolved uuid[], frees_at timestamptz
+    bucket bigint, limit_now bigint, posted_now bigint, held_now bigint, suspense_now bigint,
+    asked bigint, resolved uuid[], frees_at timestamptz
 )
 RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT jsonb_build_object(
         'budget_id', x.id, 'budget_name', x.name, 'account_kind', a.kind, 'account_id', a.id,
-        'account_name', a.name, 'unit', x.unit, 'window', x.kind, 'limit', x.limit_amount,
+        'account_name', a.name, 'unit', x.unit, 'window', x.kind, 'limit', limit_now,
         'posted', posted_now, 'held', held_now, 'suspense', suspense_now, 'requested', asked,
         'resets_at_ms', (extract(epoch FROM CASE
             WHEN x.unit <> 'in_flight' THEN window_end(x.kind, x.time_zone, b.window_key)
@@ -142,6 +142,16 @@ DECLARE
     moment_ms bigint;
     waited_ms bigint;
     covered boolean;
+    known_rows reservations[];
+    strange_ids uuid[];         -- abandoned holds of organisations that this batch is not about
+    free bigint[];              -- the buckets of those that nobody has locked
+    left_behind boolean;        -- there are more abandoned holds than this batch resolves
+    looked timestamptz;
+    waited boolean := false;
+    looks integer := 0;
+    waited_min constant interval := '50 ms';
+    -- Each look at what is touched finds what the one before did not know: soon there is no more.
+    looks_max constant integer := 20;
     expired_ids uuid[];
     needed bigint[];
     b_ids bigint[];
@@ -197,6 +207,7 @@ BEGIN
 
     at := ledger_now();
     LOOP
+        looked := clock_timestamp();
         routes := find_routes(operations, at);
         SELECT array_agg(x.id) INTO expired_ids FROM (
             (SELECT r.id FROM reservations r
@@ -210,6 +221,30 @@ BEGIN
                     sweep_pool_ids || ARRAY(SELECT DISTINCT u.pool_id FROM unnest(routes) AS u))
             ORDER BY r.expires_at LIMIT abandoned_max)
         ) AS x;
+        left_behind := coalesce(cardinality(expired_ids) >= abandoned_max, false);
+        -- Abandoned holds of others, met over a pool: those whose rows somebody keeps locked are
+        -- left for later. Only looked at, the locks go back: out of order they would deadlock.
+        SELECT array_agg(r.id) INTO strange_ids FROM reservations r
+        WHERE r.id = ANY (expired_ids) AND r.org_id <> ALL (
+            sweep_org_ids || ARRAY(SELECT DISTINCT u.org_id FROM unnest(routes) AS u
+                WHERE u.org_id IS NOT NULL));
+        IF strange_ids IS NOT NULL THEN
+            BEGIN
+                SELECT array_agg(l.id) INTO free FROM (
+                    SELECT b.id FROM buckets b WHERE b.id = ANY (ARRAY(
+                        SELECT unnest(r.bucket_ids || r.slice_ids) FROM reservations r
+                        WHERE r.id = ANY (strange_ids)))
+                    FOR NO KEY UPDATE SKIP LOCKED
+                ) AS l;
+                RAISE EXCEPTION USING ERRCODE = 'PL001';
+            EXCEPTION WHEN SQLSTATE 'PL001' THEN NULL;
+            END;
+            free := free || ARRAY(SELECT unnest(u.bucket_ids) FROM unnest(routes) AS u);
+            SELECT array_agg(r.id) INTO expired_ids FROM reservations r
+            WHERE r.id = ANY (expired_ids)
+                AND (r.id <> ALL (strange_ids) OR r.bucket_ids || r.slice_ids <@ free);
+            left_behind := left_behind OR NOT strange_ids <@ coalesce(expired_ids, '{}');
+        END IF;
         SELECT array_agg(DISTINCT t.id) INTO needed FROM (
             SELECT unnest(u.bucket_ids || u.grant_ids || u.credit_ids) AS id
             FROM unnest(routes) AS u
@@ -218,7 +253,8 @@ BEGIN
             WHERE r.id = ANY (ids || expired_ids)
         ) AS t;
         SELECT array_agg(b.id ORDER BY b.id), array_agg(b.unit ORDER BY b.id),
-            array_agg(coalesce(g.amount, x.limit_amount) ORDER BY b.id),
+            array_agg(CASE WHEN x.closed_at IS NULL THEN coalesce(g.amount, x.limit_amount) END
+                ORDER BY b.id),
             array_agg(b.posted ORDER BY b.id), array_agg(b.held ORDER BY b.id),
             array_agg(b.suspense ORDER BY b.id), array_agg(b.lapsed ORDER BY b.id),
             array_agg(w.soft ORDER BY b.id)
@@ -234,10 +270,29 @@ BEGIN
             WHERE ceil(x.limit_amount::numeric * per_cent / 100) > b.posted + b.suspense
         ) AS w ON x.unit = 'nano_usd';
         moment := ledger_now();
-        SELECT coalesce(bool_and(r.bucket_ids || r.slice_ids <@ coalesce(b_ids, '{}')), true)
-        INTO covered FROM reservations r WHERE r.id = ANY (ids || expired_ids);
+        -- The one look at them that everything below is decided on: what commits after it is unknown
+        -- here, and a new id that it took is a unique violation.
+        SELECT coalesce(array_agg(r), '{}'),
+            coalesce(bool_and(r.bucket_ids || r.slice_ids <@ coalesce(b_ids, '{}')), true)
+        INTO known_rows, covered FROM reservations r WHERE r.id = ANY (ids || expired_ids);
+        -- An extension whose reserve was committed after the routes were found has none.
+        covered := covered AND NOT EXISTS (
+            SELECT FROM unnest(operations) AS o JOIN unnest(known_rows) AS x ON x.id = o.id
+            WHERE o.op = 'extend' AND x.state = 'held' AND NOT EXISTS (
+                SELECT FROM unnest(routes) AS u
+                WHERE u.key_id = x.key_id AND u.provider = x.provider AND u.model = x.model
+                    AND u.tags = x.tags AND u.pool = x.pool));
+        waited := NOT waited AND clock_timestamp() - looked > waited_min;
+        looks := looks + 1;
+        IF looks > looks_max THEN
+            RAISE EXCEPTION 'a reservation lies in a bucket that is not there'
+                USING ERRCODE = 'data_corrupted';
+        END IF;
         -- A new minute opens new windows, and a hold belongs to the one in which it is made.
-        EXIT WHEN covered AND date_trunc('minute', at) = date_trunc('minute', moment);
+        -- What was committed while it waited for locks (a lower limit, a new budget, the end of a
+        -- grant or key) holds for it.
+        EXIT WHEN covered AND NOT waited
+            AND date_trunc('minute', at) = date_trunc('minute', moment);
         at := moment;
     END LOOP;
     moment_ms := (extract(epoch FROM moment) * 1000)::bigint;
@@ -247,7 +302,7 @@ BEGIN
     WITH known AS MATERIALIZED (
         SELECT x.*, x.state = 'held' AND x.expires_at <= at AS abandoned,
             CASE WHEN x.state = 'held' AND x.expires_at <= at THEN 'expired' ELSE x.state END AS now
-        FROM reservations x WHERE x.id = ANY (ids || expired_ids)
+        FROM unnest(known_rows) AS x
     ),
     moved AS (
         SELECT 0 AS n, x.id, 'expire'::entry_operation AS operation, x.key_id, x.bucket_ids,
@@ -317,7 +372,7 @@ BEGIN
         array_agg(x.id IS NULL ORDER BY o.n)
     INTO reasons, fresh
     FROM unnest(operations) AS o
-    LEFT JOIN reservations x ON x.id = o.id
+    LEFT JOIN unnest(known_rows) AS x ON x.id = o.id
     LEFT JOIN unnest(routes) AS u
         ON o.op = 'reserve' AND u.key_id = o.key_id AND u.provider = o.provider
         AND u.model = o.model AND u.tags = o.tags AND u.pool = o.pool::pool_kind;
@@ -379,7 +434,7 @@ BEGIN
                 + (row_number() OVER (ORDER BY o.n))::integer,
             greatest(o.amount - x.amount, 0), greatest(o.tokens - x.tokens, 0), 0, false
         FROM unnest(operations) AS o
-        JOIN reservations x ON x.id = o.id
+        JOIN unnest(known_rows) AS x ON x.id = o.id
         LEFT JOIN unnest(routes) AS u
             ON u.key_id = x.key_id AND u.provider = x.provider AND u.model = x.model
             AND u.tags = x.tags AND u.pool = x.pool
@@ -393,7 +448,7 @@ BEGIN
             UNION ALL
             SELECT t.i, x.bucket_ids
             FROM unnest(t_n, t_group) AS t (n, i)
-            JOIN reservations x ON x.id = (operations[t.n]).id
+            JOIN unnest(known_rows) AS x ON x.id = (operations[t.n]).id
             WHERE t.i > cardinality(routes)
         )
         SELECT array_agg(m.place ORDER BY m.i, m.level) FILTER (WHERE m.place IS NOT NULL),
@@ -445,7 +500,8 @@ BEGIN
                 reason := CASE b_units[p]
                     WHEN 'nano_usd' THEN 'BUDGET_EXCEEDED' ELSE 'RATE_LIMITED' END;
                 facts[t_n[i]] := refusal_of(
-                    b_ids[p], b_posted[p], b_held[p], b_suspense[p], need, resolved, b_frees[p]);
+                    b_ids[p], b_limits[p], b_posted[p], b_held[p], b_suspense[p], need, resolved,
+                    b_frees[p]);
                 IF t_requests[i] = 0 AND b_units[p] = 'tokens' THEN
                     -- An extension counts in the window of its hold, which no later one relieves.
                     facts[t_n[i]] := facts[t_n[i]] || '{"resets_at_ms": null}';
@@ -474,7 +530,7 @@ BEGIN
                     ELSE (routes[t_route[i]]).prepaid_pool_id END, rest, amount);
             END IF;
         END LOOP;
-        IF reason IS NOT NULL AND cardinality(expired_ids) >= abandoned_max THEN
+        IF reason IS NOT NULL AND left_behind THEN
             -- There may be room behind the abandoned holds that are left for the next batch: this is
             -- no verdict, and is not remembered.
             reason := 'ABANDONED_HOLDS';
@@ -671,6 +727,8 @@ BEGIN
         SELECT b.id, g.account_id, g.amount - b.posted - b.held - b.suspense - b.lapsed AS rest
         FROM grants g JOIN LATERAL (
             SELECT * FROM buckets u WHERE u.grant_id = g.id
+                -- Here, so that those which have nothing left are not locked each time.
+                AND u.posted + u.held + u.suspense + u.lapsed < g.amount
             ORDER BY u.id FOR NO KEY UPDATE SKIP LOCKED
         ) AS b ON true
         WHERE g.expires_at <= ledger_now()
