@@ -26,7 +26,7 @@ SCENARIOS = tuple(
     f"{QUOTA}test_{name}.py"
     for name in (
         *("operations", "admission", "windows", "grants", "pools", "rates", "extend"),
-        *("races", "concurrency", "bugs_of_others"),
+        *("races", "concurrency", "between_statements", "bugs_of_others"),
     )
 )
 MACHINE = ("tests/property/test_ledger_machine.py",)

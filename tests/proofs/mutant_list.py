@@ -12,6 +12,8 @@ ACCOUNTS = _SQL + "0001_accounts.sql"
 STORE = "quota/store/ledger_store.py"
 
 _LOCK = "SELECT * FROM buckets WHERE id = ANY (needed) ORDER BY id FOR NO KEY UPDATE"
+_ONCE, _AGAIN = "unnest(known_rows) AS x", "reservations x WHERE x.id = ANY (ids || expired_ids)"
+_KNOWN = f"FROM {_ONCE}\n    ),\n    moved AS ("
 _REST = "rest := b_limits[p] - b_posted[p] - b_held[p] - b_suspense[p];"
 
 
@@ -180,9 +182,11 @@ MUTANTS = (
         "a slice that came meanwhile is not locked",
         "I2",
         APPLY,
-        "INTO covered FROM reservations r WHERE r.id = ANY (ids || expired_ids);",
-        "INTO covered FROM reservations r WHERE r.id = ANY (ids);",
+        "bool_and(r.bucket_ids || r.slice_ids <@ coalesce(b_ids, '{}'))",
+        "bool_and(r.bucket_ids <@ coalesce(b_ids, '{}'))",
     ),
+    Mutant("two looks at the reservations", "I2", APPLY, _KNOWN, _KNOWN.replace(_ONCE, _AGAIN)),
+    Mutant("locks are waited for blindly", "I1", APPLY, "covered AND NOT waited", "covered"),
     Mutant(
         "a repeated reserve holds again",
         "I3",

@@ -33,6 +33,7 @@ PROOFS: dict[str, tuple[str, ...]] = {
         *("-m", "pytest", "-x", "-o", "pythonpath={services} tests"),
         *(f"{QUOTA}test_{name}.py" for name in ("operations", "admission", "rates", "extend")),
         *(f"{QUOTA}test_{name}.py" for name in ("grants", "pools", "windows", "bugs_of_others")),
+        f"{QUOTA}test_between_statements.py",
     ),
     "concurrency": (
         *("-m", "pytest", "-x", "-o", "pythonpath={services} tests"),
