@@ -121,18 +121,20 @@ def refused(
         return BudgetRefused(_decode_limit(facts_json or ""))
     if reason == "RATE_LIMITED":
         return RateRefused(_decode_limit(facts_json or ""), now)
+    return _told(reason, operation)
+
+
+def too_late(operation: Operation) -> errors.PenstockError:
+    """Its caller has stopped waiting before it was applied."""
+    return _told("DEADLINE_EXCEEDED", operation)
+
+
+def _told(reason: str, operation: Operation) -> errors.PenstockError:
     kind, text = _REASONS[reason]
     metadata = {"reservation_id": operation.reservation_id}
     if isinstance(operation, Reserve):
         metadata["key_id"] = format_id("key", operation.key_id)
     return kind(text.format(**metadata), reason=reason, metadata=metadata)
-
-
-def too_late(operation: Operation) -> errors.PenstockError:
-    """Its caller has stopped waiting before it was applied."""
-    kind, text = _REASONS["DEADLINE_EXCEEDED"]
-    metadata = {"reservation_id": operation.reservation_id}
-    return kind(text.format(**metadata), reason="DEADLINE_EXCEEDED", metadata=metadata)
 
 
 _decode_limit = msgspec.json.Decoder(LimitFacts).decode
