@@ -7,7 +7,6 @@ from urllib.parse import unquote
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from penstock.core import errors
 from penstock.quota.account import (
     ACCOUNT_KINDS,
     ACCOUNT_NAME,
@@ -129,13 +128,6 @@ def _globs(faults: Faults, field: str, globs: Sequence[str]) -> tuple[str, ...]:
 
 def scope_message(value: Scope) -> admin_pb2.Scope:
     return admin_pb2.Scope(providers=value.providers, models=value.models, tags=value.tags)
-
-
-def unsupported(what: str) -> errors.InvalidRequest:
-    """A change that has no dry run."""
-    return errors.InvalidRequest(
-        f"{DRY_RUN_HEADER}: {what} cannot be tried; leave it out", reason="DRY_RUN_UNSUPPORTED"
-    )
 
 
 def stamp(value: Any) -> Timestamp | None:
