@@ -1,15 +1,15 @@
-"""Micro-batches: what came while the last batch was in flight is the next.
+"""Micro-batches: what came while the last batches were in flight is the next.
 
-Organisations are dealt out to a few lanes, and a lane has one batch in flight: one organisation's
+A batch takes what waits of every organisation that is in no other batch: one organisation's
 operations apply in the order in which they came, and its rows are never fought over within this
-process. An organisation whose rows somebody else keeps locked gets a lane of its own for a while,
+process. An organisation whose rows somebody else keeps locked gets batches of its own for a while,
 so that it stalls the others once, for no longer than the lock time-out.
 """
 
 import asyncio
 import logging
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,19 +22,21 @@ from penstock.quota.store.ledger_store import Outcome, Timed
 
 logger = logging.getLogger(__name__)
 
-LANES = 4
-"""Batches in flight: while one is being committed, the next are applied."""
+BATCHES_MAX = 4
+"""In flight: while one is being committed, the next are applied."""
 BATCH_OPERATIONS_MAX = 512
 """A larger batch holds its locks longer than it saves in commits."""
-LANE_OPERATIONS_MAX = 16_384
-"""Waiting in one lane: a second or two of work, more would miss its deadlines anyway."""
+ORGANISATION_OPERATIONS_MAX = 16_384
+"""Waiting of one organisation: a second or two of work, more would miss its deadlines anyway."""
 OPERATIONS_MAX = 32_768
-"""Waiting in this process, over all lanes."""
+"""Waiting in this process, over all organisations."""
 REMEMBERED_MAX = 200_000
-"""Organisations of keys and of recent reservations, so that a lane is known without asking."""
+"""Keys whose organisation is known without asking."""
 FULL_RETRY_SECONDS = 0.25
 APART_SECONDS = 30.0
-"""How long an organisation whose rows were locked by somebody else has a lane of its own."""
+"""How long an organisation whose rows were locked by somebody else has batches of its own."""
+NOBODY = 0
+"""Stands for the organisation of what no key asks for, and of unknown keys."""
 
 Tell = Callable[[Outcome], None]
 
@@ -44,9 +46,7 @@ class Applies(Protocol):
 
     async def apply(self, batch: Sequence[Timed]) -> list[Outcome]: ...
 
-    async def org_ids(
-        self, key_ids: Sequence[int], reservation_ids: Sequence[str]
-    ) -> tuple[dict[int, int], dict[str, int]]: ...
+    async def org_ids(self, key_ids: Sequence[int]) -> dict[int, int]: ...
 
 
 def _always() -> bool:
@@ -68,29 +68,30 @@ class Waiting:
     left_ms: int | None
     tell: Tell
     wanted: Callable[[], bool] = _always
-    org_id: int = 0
+    org_id: int = NOBODY
     deadline_monotonic_seconds: float | None = None
 
 
 @dataclass(slots=True)
-class _Lane:
+class _Organisation:
+    """One that has operations. It is ready, or in one batch.
+
+    Attributes:
+        waiting: Not in a batch yet.
+        alone: Whether its next batch is its own.
+    """
+
+    id: int
     waiting: deque[Waiting] = field(default_factory=deque)
-    task: "asyncio.Task[None] | None" = None
+    alone: bool = False
 
 
-class _Remembered:
-    """The organisations of the ids that were used last."""
-
-    def __init__(self) -> None:
-        self._orgs: OrderedDict[int | str, int] = OrderedDict()
-
-    def get(self, id_: int | str) -> int | None:
-        return self._orgs.get(id_)
-
-    def put(self, id_: int | str, org_id: int) -> None:
-        self._orgs[id_] = org_id
-        if len(self._orgs) > REMEMBERED_MAX:
-            self._orgs.popitem(last=False)
+@dataclass(slots=True)
+class _Batch:
+    organisations: list[_Organisation] = field(default_factory=list)
+    waiting: list[Waiting] = field(default_factory=list)
+    timed: list[Timed] = field(default_factory=list)
+    reservation_ids: set[str] = field(default_factory=set)
 
 
 class Batcher:
@@ -99,9 +100,13 @@ class Batcher:
     def __init__(self, store: Applies, clock: Clock) -> None:
         self._store = store
         self._clock = clock
-        self._lanes: dict[int | str, _Lane] = {}
-        self._remembered = _Remembered()
+        self._key_orgs: OrderedDict[int, int] = OrderedDict()
+        self._organisations: dict[int, _Organisation] = {}
+        self._ready: deque[_Organisation] = deque()
+        """What the next batch is taken from, who waits longest first."""
         self._waiting = 0
+        self._batches = 0
+        self._tasks: set[asyncio.Task[None]] = set()
         self._apart_until: dict[int, float] = {}
 
     async def apply(self, operation: Operation, left_ms: int | None = None) -> Answer:
@@ -134,16 +139,22 @@ class Batcher:
             if one.left_ms is not None:
                 one.deadline_monotonic_seconds = now + one.left_ms / 1000
             self._queue(one)
+        self._start()
 
     async def drain(self) -> None:
         """Returns when everything that was queued has been told."""
-        tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
-        await asyncio.gather(*tasks)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
     def _queue(self, one: Waiting) -> None:
-        lane_id = self._lane_of(one.org_id)
-        lane = self._lanes.setdefault(lane_id, _Lane())
-        if len(lane.waiting) >= LANE_OPERATIONS_MAX or self._waiting >= OPERATIONS_MAX:
+        organisation = self._organisations.get(one.org_id)
+        if organisation is None:
+            organisation = self._organisations[one.org_id] = _Organisation(one.org_id)
+            self._make_ready(organisation)
+        if (
+            len(organisation.waiting) >= ORGANISATION_OPERATIONS_MAX
+            or self._waiting >= OPERATIONS_MAX
+        ):
             one.tell(
                 errors.CapacityExhausted(
                     "too many operations wait for the ledger; try again",
@@ -152,44 +163,64 @@ class Batcher:
                 )
             )
             return
-        lane.waiting.append(one)
+        organisation.waiting.append(one)
         self._waiting += 1
-        if lane.task is None:
-            lane.task = asyncio.create_task(self._run(lane_id, lane))
 
-    def _lane_of(self, org_id: int) -> int | str:
+    def _make_ready(self, organisation: _Organisation) -> None:
+        if organisation.alone or self._is_apart(organisation.id):
+            self._spawn(self._run_apart(organisation))
+        else:
+            self._ready.append(organisation)
+
+    def _is_apart(self, org_id: int) -> bool:
         until = self._apart_until.get(org_id)
         if until is None:
-            return org_id % LANES
-        if until <= self._clock.monotonic_seconds():
-            # What it still has in its own lane goes first.
-            if _apart(org_id) in self._lanes:
-                return _apart(org_id)
-            del self._apart_until[org_id]
-            return org_id % LANES
-        return _apart(org_id)
+            return False
+        if until > self._clock.monotonic_seconds():
+            return True
+        del self._apart_until[org_id]
+        return False
 
-    async def _run(self, lane_id: int | str, lane: _Lane) -> None:
-        while lane.waiting:
-            batch = self._take(lane)
-            if batch:
-                await self._apply(lane, batch)
-        lane.task = None
-        del self._lanes[lane_id]
+    def _start(self) -> None:
+        if self._ready and self._batches < BATCHES_MAX:
+            self._batches += 1
+            self._spawn(self._run())
 
-    def _take(self, lane: _Lane) -> list[tuple[Waiting, Timed]]:
-        """The next batch, without the reserves whose caller has stopped waiting. It has each
+    def _spawn(self, run: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(run)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self) -> None:
+        """One batch after the other, until nothing is ready."""
+        while self._ready:
+            batch = _Batch()
+            while self._ready and len(batch.waiting) < BATCH_OPERATIONS_MAX:
+                self._take(self._ready.popleft(), batch)
+            self._start()  # the next one, of what is left
+            await self._apply(batch)
+        self._batches -= 1
+
+    async def _run_apart(self, organisation: _Organisation) -> None:
+        organisation.alone = False
+        batch = _Batch()
+        self._take(organisation, batch)
+        await self._apply(batch)
+        self._start()
+
+    def _take(self, organisation: _Organisation, batch: _Batch) -> None:
+        """Into the batch, without the reserves whose caller has stopped waiting. It has each
         reservation once.
         """
         now = self._clock.monotonic_seconds()
-        batch: list[tuple[Waiting, Timed]] = []
-        ids: set[str] = set()
-        while lane.waiting and len(batch) < BATCH_OPERATIONS_MAX:
-            one = lane.waiting[0]
+        batch.organisations.append(organisation)
+        waiting = organisation.waiting
+        while waiting and len(batch.waiting) < BATCH_OPERATIONS_MAX:
+            one = waiting[0]
             operation = one.operation
-            if operation.reservation_id in ids:
+            if operation.reservation_id in batch.reservation_ids:
                 break
-            lane.waiting.popleft()
+            waiting.popleft()
             self._waiting -= 1
             deadline = one.deadline_monotonic_seconds
             left_ms = None if deadline is None else int((deadline - now) * 1000)
@@ -200,87 +231,67 @@ class Batcher:
                 if left_ms is not None and left_ms <= 0:
                     one.tell(too_late(operation))
                     continue
-            ids.add(operation.reservation_id)
-            batch.append((one, Timed(operation, left_ms)))
-        return batch
+            batch.reservation_ids.add(operation.reservation_id)
+            batch.waiting.append(one)
+            batch.timed.append(Timed(operation, left_ms))
 
-    async def _apply(self, lane: _Lane, batch: list[tuple[Waiting, Timed]]) -> None:
-        outcomes: Sequence[Outcome]
+    async def _apply(self, batch: _Batch) -> None:
+        outcomes = await self._outcomes(batch) if batch.waiting else []
+        if outcomes is None:
+            self._set_apart(batch)
+        else:
+            for one, outcome in zip(batch.waiting, outcomes, strict=True):
+                one.tell(outcome)
+        for organisation in batch.organisations:
+            if organisation.waiting:
+                self._make_ready(organisation)
+            else:
+                del self._organisations[organisation.id]
+
+    async def _outcomes(self, batch: _Batch) -> Sequence[Outcome] | None:
+        """None: somebody locks rows of one of several organisations."""
         try:
-            outcomes = await self._store.apply([timed for _, timed in batch])
+            return await self._store.apply(batch.timed)
         except errors.PenstockError as error:
-            if error.reason == BUSY and self._set_apart(lane, [one for one, _ in batch]):
-                return
-            outcomes = [error] * len(batch)
-        except Exception as error:  # every caller gets an answer, the lane goes on
+            if error.reason == BUSY:
+                if len(batch.organisations) > 1:
+                    return None
+                now = self._clock.monotonic_seconds()
+                self._apart_until[batch.organisations[0].id] = now + APART_SECONDS
+            return [error] * len(batch.waiting)
+        except Exception as error:  # every caller gets an answer, the next batch goes on
             logger.exception("a batch failed")
-            outcomes = [errors.Internal(f"the ledger failed ({type(error).__name__})")] * len(batch)
-        for (one, _), outcome in zip(batch, outcomes, strict=True):
-            one.tell(outcome)
+            failure = errors.Internal(f"the ledger failed ({type(error).__name__})")
+            return [failure] * len(batch.waiting)
 
-    def _set_apart(self, lane: _Lane, batch: list[Waiting]) -> bool:
-        """Somebody locks rows of one organisation. Which one shows when each goes on by itself:
-        then this lane need not wait once more. Whether they do.
+    def _set_apart(self, batch: _Batch) -> None:
+        """Which one is locked shows when each goes on by itself: those that are not are back where
+        they were after that.
         """
-        now = self._clock.monotonic_seconds()
-        orgs = {one.org_id for one in batch}
-        if len(orgs) == 1:
-            self._apart_until[next(iter(orgs))] = now + APART_SECONDS
-            return False
-        batch += (one for one in lane.waiting if one.org_id in orgs)
-        left = [one for one in lane.waiting if one.org_id not in orgs]
-        self._waiting -= len(lane.waiting) - len(left)
-        lane.waiting = deque(left)
-        for org_id in orgs:
-            # Back where it was as soon as this is done, if it is not the locked one.
-            self._apart_until[org_id] = now
-            self._lanes.setdefault(_apart(org_id), _Lane())
-        for one in batch:
-            self._queue(one)
-        return True
+        for one in reversed(batch.waiting):
+            self._organisations[one.org_id].waiting.appendleft(one)
+        self._waiting += len(batch.waiting)
+        for organisation in batch.organisations:
+            organisation.alone = True
 
     async def _find_orgs(self, operations: Sequence[Waiting]) -> None:
-        get, put = self._remembered.get, self._remembered.put
-        keys: set[int] = set()
-        reservations: set[str] = set()
-        strangers = []
+        get = self._key_orgs.get
+        unknown = set()
         for one in operations:
-            operation = one.operation
-            if isinstance(operation, Reserve):
-                org_id = get(operation.key_id)
-                if org_id is None:
-                    keys.add(operation.key_id)
-                    strangers.append(one)
-                    continue
-                put(operation.reservation_id, org_id)
+            key_id = one.operation.key_id
+            if key_id is None:
+                continue
+            org_id = get(key_id)
+            if org_id is None:
+                unknown.add(key_id)
             else:
-                org_id = get(operation.reservation_id)
-                if org_id is None:
-                    reservations.add(operation.reservation_id)
-                    strangers.append(one)
-                    continue
-            one.org_id = org_id
-        if strangers:
-            await self._ask_orgs(strangers, keys, reservations)
-
-    async def _ask_orgs(
-        self, strangers: Sequence[Waiting], keys: set[int], reservations: set[str]
-    ) -> None:
-        key_orgs, reservation_orgs = await self._store.org_ids(sorted(keys), sorted(reservations))
-        for key_id, org_id in key_orgs.items():
-            self._remembered.put(key_id, org_id)
-        for reservation_id, org_id in reservation_orgs.items():
-            self._remembered.put(reservation_id, org_id)
-        for one in strangers:
-            operation = one.operation
-            if isinstance(operation, Reserve) and operation.key_id in key_orgs:
-                self._remembered.put(operation.reservation_id, key_orgs[operation.key_id])
-        for one in strangers:
-            # Ids that nobody knows: any lane will do, but always the same one for one id.
-            known = self._remembered.get(one.operation.reservation_id)
-            one.org_id = one.operation.id_unix_ms % LANES if known is None else known
-
-
-def _apart(org_id: int) -> str:
-    """The lane of one organisation alone."""
-    return f"apart {org_id}"
+                one.org_id = org_id
+        if not unknown:
+            return
+        found = await self._store.org_ids(sorted(unknown))
+        for one in operations:
+            if one.operation.key_id in unknown:
+                one.org_id = found.get(one.operation.key_id, NOBODY)
+        self._key_orgs.update(found)
+        while len(self._key_orgs) > REMEMBERED_MAX:
+            self._key_orgs.popitem(last=False)

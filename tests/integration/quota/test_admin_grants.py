@@ -3,8 +3,12 @@
 import asyncio
 from datetime import timedelta
 
+import pytest
+
+from penstock.core import errors
 from penstock.core.ids import uuid7
 from penstock.quota.admin_service import AdminParts
+from penstock.quota.store import grant_store
 from penstock.quota.v1 import admin_pb2
 from support.admin import OPERATOR, TRY, fails, snapshot
 from support.ledger import START, Ledger, reserve, settle, told
@@ -46,6 +50,22 @@ async def test_a_grant_is_made_once_whoever_repeats_it(ledger: Ledger, admin: Ad
     assert [again] == list(listed.grants)
 
 
+async def test_an_account_has_so_many_open_grants_and_no_more(
+    ledger: Ledger, admin: AdminParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grant_store, "OPEN_GRANTS_MAX", 2)
+    _, key_id = await spender(ledger)
+    first, second = [await admin.grants.create(credit(key_id), OPERATOR) for _ in range(2)]
+    before = await snapshot(ledger)
+
+    assert "FAILED_PRECONDITION GRANTS_TOO_MANY" == await fails(
+        admin.grants.create(credit(key_id), OPERATOR)
+    )
+    assert before == await snapshot(ledger)
+    await admin.grants.end(admin_pb2.EndGrantRequest(grant_id=second.id), OPERATOR)
+    assert (await admin.grants.create(credit(key_id), OPERATOR)).id not in (first.id, second.id)
+
+
 async def test_a_grant_key_is_of_one_grant(ledger: Ledger, admin: AdminParts) -> None:
     _, key_id = await spender(ledger)
     _, other_id = await spender(ledger)
@@ -69,8 +89,14 @@ async def test_a_grant_key_is_of_one_grant(ledger: Ledger, admin: AdminParts) ->
         other.MergeFrom(admin_pb2.CreateGrantRequest(**change))  # type: ignore[arg-type]
         if "commercial_use" in change:
             other.commercial_use = False
-        expected = "ALREADY_EXISTS GRANT_KEY_REUSED"
-        assert expected == await fails(admin.grants.create(other, OPERATOR)), change
+        with pytest.raises(errors.Conflict) as refused:
+            await admin.grants.create(other, OPERATOR)
+        assert "GRANT_KEY_REUSED" == refused.value.reason
+        (field,) = change
+        field = "scope.providers" if field == "scope" else field
+        (violation,) = refused.value.violations
+        assert field == violation.field == refused.value.metadata["fields"]
+        assert violation.description.startswith("was ")
     assert before == await snapshot(ledger)
 
 

@@ -10,81 +10,41 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
-from penstock.core.ids import uuid7
 from penstock.core.postgres_server import PrivateServer
-from penstock.quota.ledger import Operation
-from penstock.quota.store.database import MIGRATIONS
-from penstock.quota.store.ledger_store import Timed, apply_on
-from support.ledger import (
-    BY_TEST,
-    Ledger,
-    extend,
-    migrated_database,
-    reserve,
-    settle,
-    told,
-    void,
-)
+from proofs.between import Choose, at_every_gap
+from proofs.between_acts import Act, Place, a_batch, close_of, end_of
+from support.ledger import BY_TEST, Ledger, extend, reserve, settle, told, void
 
-PAUSE = "    IF current_setting('test.slow', true) = '1' THEN PERFORM pg_sleep(1); END IF;\n"
-LOOKED = "    moment_ms := (extract(epoch FROM moment) * 1000)::bigint;\n"
-MOVED = "    SELECT array_agg(CASE\n            WHEN o.op = 'reserve' THEN CASE"
 STARTED_SECONDS = 0.4
-"""After this a slowed batch lies in its pause, and one that a lock stops waits for it."""
+"""After this a batch that a lock stops waits for it."""
 
 
-@pytest.fixture
-async def two(postgres_server: PrivateServer) -> AsyncIterator[tuple[Ledger, Ledger]]:
-    """Two quota processes' stores over one database of their own, on the real clock."""
-    dsn = await migrated_database(postgres_server)
-    one, other = await Ledger.open(dsn), await Ledger.open(dsn)
-    yield one, other
-    report = await one.audit()
-    await one.database.close()
-    await other.database.close()
-    assert report.ok, [check for check in report.checks if check.findings]
+def _settled(place: Place) -> tuple[Act, Act]:
+    reserve_ = place.paid("new", place.key, 25)
+    return a_batch(place, settle(place.id("new"), 20)), a_batch(place, reserve_)
 
 
-async def pause_before(ledger: Ledger, statement: str) -> None:
-    """Batches of connections that ask for it sleep a second there."""
-    (source,) = [m.sql for m in MIGRATIONS if m.name.endswith("apply_batch")]
-    first = source.index("CREATE FUNCTION apply_batch")
-    body = source[first : source.index("-- What an ended grant has left")]
-    assert body.count(statement) == 1
-    body = body.replace(statement, PAUSE + statement)
-    await ledger.execute(body.replace("CREATE FUNCTION", "CREATE OR REPLACE FUNCTION", 1))
+def _voided(place: Place) -> tuple[Act, Act]:
+    reserve_ = place.paid("new", place.key, 25)
+    return a_batch(place, void(place.id("new"))), a_batch(place, reserve_)
 
 
-async def slowly(ledger: Ledger, operation: Operation) -> str:
-    """What is told of it; as the store does, from the start where its id was taken meanwhile."""
-    try:
-        async with ledger.database.connection() as connection, connection.transaction():
-            await connection.execute("SET LOCAL test.slow = '1'")
-            return told((await apply_on(connection, [Timed(operation)]))[0])
-    except asyncpg.UniqueViolationError:
-        return told(await ledger.one(operation))
+def _closed(place: Place) -> tuple[Act, Act]:
+    """The only budget of money that the stranger has."""
+    (budget,) = (b for b in place.world.budgets if b.account_id == place.strange_org)
+    return a_batch(place, place.paid("theirs", place.stranger, 50)), close_of(place, budget)
 
 
-@pytest.mark.parametrize("gap", [LOOKED, MOVED], ids=["looked", "moved"])
-@pytest.mark.parametrize("resolve", ["settle", "void"])
-async def test_a_reserve_that_commits_in_the_midst_of_its_own_resolution_loses_no_money(
-    two: tuple[Ledger, Ledger], gap: str, resolve: str
+def _ended(place: Place) -> tuple[Act, Act]:
+    """A grant that an abandoned hold of the team has a part of."""
+    return a_batch(place, place.local("third", place.teammate, 35)), end_of(place.world.grants[1])
+
+
+@pytest.mark.parametrize("choose", [_settled, _voided, _closed, _ended])
+async def test_what_commits_at_any_gap_of_a_batch_comes_wholly_before_it_or_wholly_after(
+    postgres_server: PrivateServer, choose: Choose
 ) -> None:
-    one, other = two
-    key_id = await one.new_key(100)
-    await one.budget("key", key_id, 5, unit="in_flight", name="f")
-    await one.one(reserve(uuid7(), key_id, 1))
-    await pause_before(one, gap)
-    id_ = uuid7()
-    operation = settle(id_, 40) if resolve == "settle" else void(id_)
-
-    late = asyncio.create_task(slowly(other, operation))
-    await asyncio.sleep(STARTED_SECONDS)
-    assert told(await one.one(reserve(id_, key_id, 40))) == "ok"
-    said = await late
-
-    (row,) = await one.fetch("SELECT state::text FROM reservations WHERE id = $1", id_)
-    assert (said, row["state"]) in {("RESERVATION_UNKNOWN", "held"), ("ok", "voided")}
+    assert [] == await at_every_gap(postgres_server, choose)
 
 
 @asynccontextmanager
@@ -118,10 +78,9 @@ async def test_what_was_acknowledged_while_a_batch_waited_for_its_locks_holds_fo
         if what == "limit":
             await ledger.budget("key", key_id, 10, name="b")
         elif what == "revoked":
-            query = "UPDATE api_keys SET revoked_at = ledger_now() WHERE account_id = $1"
-            await ledger.execute(query, key_id)
+            await ledger.accounts.revoke_key(BY_TEST, key_id)
         elif what == "suspended":
-            await ledger.execute("UPDATE accounts SET suspended = true WHERE id = $1", org_id)
+            await ledger.accounts.update_account(BY_TEST, "org", org_id, suspended=True)
         elif what == "new budget":
             await ledger.budget("org", org_id, 0, name="stop")
         else:
@@ -161,9 +120,12 @@ async def test_an_abandoned_hold_of_a_locked_organisation_denies_the_pool_to_nob
     await ledger.advance(timedelta(minutes=2))  # its router has died
 
     async with locked(ledger, budget_id):
-        said = await ledger.one(reserve(ledger.id(), other, 10, provider=provider))
+        # An unknown key beside it has no organisation.
+        said = await ledger.apply(
+            *(reserve(ledger.id(), key_id, 10, provider=provider) for key_id in (other, 2**40))
+        )
 
-    assert told(said) == "ok"
+    assert ["ok", "KEY_UNKNOWN"] == [told(outcome) for outcome in said]
 
 
 async def test_a_closed_budget_ends_no_stream(ledger: Ledger) -> None:

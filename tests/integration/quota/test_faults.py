@@ -17,7 +17,6 @@ from penstock.core.ids import uuid7
 from penstock.core.ports import free_port
 from penstock.core.postgres_server import PrivateServer, remove
 from penstock.quota.audit import audit_dsn
-from penstock.quota.batcher import LANES
 from penstock.quota.v1 import quota_pb2
 from support.ledger import migrated_database
 from support.quota_process import (
@@ -186,7 +185,7 @@ async def test_several_processes_fail_closed_and_come_back_and_share_what_was_ap
 
 async def test_a_long_lock_stalls_its_own_organisation_alone(dsn: str, tmp_path: Path) -> None:
     async with quota_process(dsn, tmp_path) as quota:
-        locked, other = await two_of_one_lane(quota)
+        locked, other = [(await quota.new_key(1000, name=new_name())).key.id for _ in range(2)]
         stream = Stream(quota)
         for key_id in (locked, other):
             assert await stream.ask(one_nano(key_id)) == "ok"
@@ -220,17 +219,6 @@ async def test_a_long_lock_stalls_its_own_organisation_alone(dsn: str, tmp_path:
         assert await quota.balances(other) == (0, 7, 0)
         await stream.end()
     assert (await audit_dsn(dsn)).ok
-
-
-async def two_of_one_lane(quota: QuotaProcess) -> tuple[str, str]:
-    """Keys of two organisations whose operations share batches."""
-    first: dict[int, str] = {}
-    while True:
-        key = (await quota.new_key(1000, name=new_name())).key
-        lane = int(key.org_id.removeprefix("org_")) % LANES
-        if lane in first:
-            return first[lane], key.id
-        first[lane] = key.id
 
 
 class Stream:

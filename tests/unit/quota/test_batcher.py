@@ -1,4 +1,4 @@
-"""Lanes by organisation: order, isolation, deadlines, limits, over a fake store."""
+"""Batches by organisation: order, isolation, deadlines, limits, over a fake store."""
 
 import asyncio
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import pytest
 from penstock.core import errors
 from penstock.core.ids import uuid7
 from penstock.quota import batcher as batcher_module
-from penstock.quota.batcher import APART_SECONDS, LANES, Batcher, Waiting
+from penstock.quota.batcher import APART_SECONDS, Batcher, Waiting
 from penstock.quota.ledger import Answer, Operation
 from penstock.quota.store.database import BUSY
 from penstock.quota.store.ledger_store import Outcome, Timed
@@ -28,8 +28,8 @@ class FakeClock:
         return self.seconds
 
 
-ORGS = {1: 1, 2: 2, 3: 1 + LANES}
-"""Of keys 1 to 3: the first and the third share a lane. Others are unknown."""
+ORGS = {1: 1, 2: 2, 3: 3}
+"""Of keys 1 to 3. Others are unknown."""
 
 
 class FakeStore:
@@ -37,12 +37,12 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.batches: list[list[Operation]] = []
+        self._began = asyncio.Event()
         self.closed: dict[int, asyncio.Event] = {}
-        self.running: set[int] = set()
+        self.running: set[int | None] = set()
         self.error: Exception | None = None
         self.locked: set[int] = set()
         """Keys whose rows somebody else keeps locked: a batch with one of them is BUSY."""
-        self.reservations: dict[str, int] = {}
         self.lookups = 0
 
     def stall(self, key_id: int) -> asyncio.Event:
@@ -51,27 +51,31 @@ class FakeStore:
     async def apply(self, batch: Sequence[Timed]) -> list[Outcome]:
         operations = [timed.operation for timed in batch]
         self.batches.append(operations)
-        key_id = getattr(operations[0], "key_id", 0)
-        assert key_id not in self.running, "two batches of one organisation at once"
-        self.running.add(key_id)
+        self._began.set()
+        key_ids = {operation.key_id for operation in operations}
+        assert not key_ids & self.running, "two batches of one organisation at once"
+        self.running |= key_ids
         try:
-            if key_id in self.closed:
-                await self.closed[key_id].wait()
+            for key_id, gate in self.closed.items():
+                if key_id in key_ids:
+                    await gate.wait()
             await asyncio.sleep(0)
         finally:
-            self.running.discard(key_id)
+            self.running -= key_ids
         if self.error is not None:
             raise self.error
-        if self.locked & {getattr(operation, "key_id", 0) for operation in operations}:
+        if self.locked & key_ids:
             raise errors.Unavailable("locked", reason=BUSY)
         return [ANSWER for _ in batch]
 
-    async def org_ids(
-        self, key_ids: Sequence[int], reservation_ids: Sequence[str]
-    ) -> tuple[dict[int, int], dict[str, int]]:
+    async def has_batches(self, count: int) -> None:
+        while len(self.batches) < count:
+            self._began.clear()
+            await self._began.wait()
+
+    async def org_ids(self, key_ids: Sequence[int]) -> dict[int, int]:
         self.lookups += 1
-        found = {id_: self.reservations[id_] for id_ in reservation_ids if id_ in self.reservations}
-        return {key_id: ORGS[key_id] for key_id in key_ids if key_id in ORGS}, found
+        return {key_id: ORGS[key_id] for key_id in key_ids if key_id in ORGS}
 
 
 class Asked:
@@ -128,12 +132,12 @@ async def test_what_came_while_a_batch_was_in_flight_is_the_next_batch(
     assert later == store.batches[1]
 
 
-async def test_a_slow_organisation_does_not_stall_one_of_another_lane(
+async def test_a_slow_organisation_does_not_stall_another(
     batcher: Batcher, store: FakeStore
 ) -> None:
     go = store.stall(1)
     slow = asyncio.create_task(batcher.apply(reserve(uuid7(), 1)))
-    await asyncio.sleep(0)
+    await store.has_batches(1)
 
     assert await batcher.apply(reserve(uuid7(), 2)) == ANSWER
 
@@ -142,9 +146,7 @@ async def test_a_slow_organisation_does_not_stall_one_of_another_lane(
     assert await slow == ANSWER
 
 
-async def test_organisations_of_one_lane_share_its_batches(
-    batcher: Batcher, store: FakeStore
-) -> None:
+async def test_organisations_share_a_batch(batcher: Batcher, store: FakeStore) -> None:
     both = [reserve(uuid7(), 1), reserve(uuid7(), 3)]
 
     await (await submitted(batcher, *both)).outcomes()
@@ -152,36 +154,57 @@ async def test_organisations_of_one_lane_share_its_batches(
     assert [both] == store.batches
 
 
-async def test_a_settle_follows_its_reserve_without_a_lookup(
+async def test_operations_on_one_reservation_follow_each_other(
     batcher: Batcher, store: FakeStore
 ) -> None:
     id_ = uuid7()
-    operations = [reserve(id_, 1), settle(id_, 3), void(id_)]
+    operations: list[Operation] = [
+        reserve(id_, 1),
+        settle(id_, 3, key_id=1),
+        void(id_, key_id=1),
+    ]
 
     await (await submitted(batcher, *operations)).outcomes()
 
     # A batch has each reservation once.
     assert [[operation] for operation in operations] == store.batches
-    assert store.lookups == 1  # of the key
-    await batcher.apply(settle(id_, 3))
-    assert store.lookups == 1
 
 
-async def test_a_settle_of_another_processs_reservation_takes_its_lane(
+async def test_one_reservation_of_two_organisations_is_not_twice_in_a_batch(
     batcher: Batcher, store: FakeStore
 ) -> None:
     id_ = uuid7()
-    store.reservations[id_] = ORGS[1]
-    go = store.stall(1)
-    await submitted(batcher, reserve(uuid7(), 1))
-    await asyncio.sleep(0)
+    operations: list[Operation] = [reserve(id_, 1), settle(id_, 3, key_id=2)]
 
-    settled = await submitted(batcher, settle(id_, 1))
-    await asyncio.sleep(0)
+    await (await submitted(batcher, *operations)).outcomes()
 
-    assert len(store.batches) == 1
-    go.set()
-    assert await settled.outcomes() == [ANSWER]
+    assert [[operation] for operation in operations] == store.batches
+
+
+async def test_the_organisation_of_a_key_is_asked_for_once(
+    batcher: Batcher, store: FakeStore
+) -> None:
+    for _ in range(2):
+        await batcher.apply(reserve(uuid7(), 1))
+    assert store.lookups == 1
+
+
+async def test_no_more_batches_are_in_flight_than_there_may_be(
+    batcher: Batcher, store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher_module, "BATCHES_MAX", 2)
+    gates = [store.stall(key_id) for key_id in (1, 2)]
+    asked = []
+    for key_id in (1, 2, 3):
+        asked.append(await submitted(batcher, reserve(uuid7(), key_id)))
+        await store.has_batches(min(key_id, 2))
+
+    assert len(store.batches) == 2
+    gates[0].set()
+    assert await asked[2].outcomes() == [ANSWER]
+    assert not asked[1].told[0].done()
+    gates[1].set()
+    await batcher.drain()
 
 
 async def test_a_reserve_whose_deadline_passed_in_the_queue_is_not_applied(
@@ -191,8 +214,7 @@ async def test_a_reserve_whose_deadline_passed_in_the_queue_is_not_applied(
     await submitted(batcher, reserve(uuid7(), 1))
     await asyncio.sleep(0)
     id_ = uuid7()
-    store.reservations[id_] = ORGS[1]
-    asked = await submitted(batcher, reserve(uuid7(), 1), settle(id_, 1), left_ms=50)
+    asked = await submitted(batcher, reserve(uuid7(), 1), settle(id_, 1, key_id=1), left_ms=50)
 
     clock.seconds += 0.051
     go.set()
@@ -228,7 +250,7 @@ async def test_a_reserve_whose_caller_has_gone_is_not_applied(
         (RuntimeError("a bug"), errors.Internal),
     ],
 )
-async def test_a_failed_batch_is_told_to_each_and_the_lane_goes_on(
+async def test_a_failed_batch_is_told_to_each_and_the_next_goes_on(
     batcher: Batcher, store: FakeStore, error: Exception, kind: type[Exception]
 ) -> None:
     store.error = error
@@ -239,10 +261,10 @@ async def test_a_failed_batch_is_told_to_each_and_the_lane_goes_on(
     assert await batcher.apply(reserve(uuid7(), 1)) == ANSWER
 
 
-async def test_a_full_lane_refuses_at_once_and_leaves_others_alone(
+async def test_a_full_queue_refuses_at_once_and_leaves_others_alone(
     batcher: Batcher, store: FakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batcher_module, "LANE_OPERATIONS_MAX", 2)
+    monkeypatch.setattr(batcher_module, "ORGANISATION_OPERATIONS_MAX", 2)
     go = store.stall(1)
     await submitted(batcher, reserve(uuid7(), 1))
     await asyncio.sleep(0)
@@ -275,7 +297,7 @@ async def test_drain_answers_everything_that_was_queued(batcher: Batcher) -> Non
     assert all(told.done() for told in asked.told)
 
 
-async def test_a_locked_organisation_stalls_its_lane_once_and_then_goes_apart(
+async def test_a_locked_organisation_stalls_others_once_and_then_goes_apart(
     batcher: Batcher, store: FakeStore, clock: FakeClock
 ) -> None:
     store.locked = {1}
@@ -300,3 +322,18 @@ async def test_a_locked_organisation_stalls_its_lane_once_and_then_goes_apart(
     both = [reserve(uuid7(), 1), reserve(uuid7(), 3)]
     await (await submitted(batcher, *both)).outcomes()
     assert both == store.batches[-1]
+
+
+async def test_what_came_while_its_organisation_went_alone_is_not_forgotten(
+    batcher: Batcher, store: FakeStore
+) -> None:
+    store.locked = {1}
+    go = store.stall(2)
+    both = await submitted(batcher, reserve(uuid7(), 1), reserve(uuid7(), 2))
+    await store.has_batches(1)
+    go.set()
+    await store.has_batches(3)
+    late = await submitted(batcher, reserve(uuid7(), 2))
+
+    assert await both.told[1] == ANSWER
+    assert await asyncio.wait_for(late.outcomes(), 10) == [ANSWER]

@@ -11,6 +11,7 @@ from penstock.quota.budget import Grant, GrantWish
 from penstock.quota.store.budget_store import scope_columns, scope_of
 from penstock.quota.store.changes import Change, Writing, changing, detail, require_account
 from penstock.quota.store.database import Database
+from penstock.quota.store.reused import reused
 
 _GRANTS = """
     SELECT g.*, nullif(g.expires_at, 'infinity') AS ends_at, a.kind AS account_kind, b.posted,
@@ -19,6 +20,12 @@ _GRANTS = """
     JOIN accounts a ON a.id = g.account_id
     JOIN buckets b ON b.grant_id = g.id
 """
+
+OPEN_GRANTS_MAX = 1_000
+"""Of one account, with something left. A batch of its operations locks them all."""
+
+_ASKED = ("amount_nano_usd", "starts_at", "expires_at", "commercial_use", "name", "reason")
+"""Fields of a wish that are called the same in the contract."""
 
 
 class GrantStore:
@@ -34,6 +41,7 @@ class GrantStore:
             NotFound: the account.
             Conflict: GRANT_KEY_REUSED.
             InvalidRequest: GRANT_ENDS_BEFORE_START, EXPIRES_AT_PAST.
+            FailedPrecondition: GRANTS_TOO_MANY.
         """
         async with changing(self._database, change) as writing:
             connection = writing.connection
@@ -50,6 +58,7 @@ class GrantStore:
                     raise _ends_before_start() from None
             if grant_id is None:
                 return await _repeated(connection, wish, asked)
+            await _check_count(connection, wish)
             bucket_id = await connection.fetchval(
                 "INSERT INTO buckets (grant_id, unit) VALUES ($1, 'nano_usd') RETURNING id",
                 grant_id,
@@ -131,12 +140,38 @@ async def _repeated(connection: postgres.Connection, wish: GrantWish, asked: str
         _GRANTS + "WHERE g.grant_key = $1 AND g.asked = $2::jsonb", wish.grant_key, asked
     )
     if row is None:
-        raise errors.Conflict(
-            f"grant_key {wish.grant_key!r} is of a grant with other fields; another grant takes"
-            " another key",
-            reason="GRANT_KEY_REUSED",
+        was = await connection.fetchval(
+            "SELECT asked FROM grants WHERE grant_key = $1", wish.grant_key
         )
+        raise reused("grant", wish.grant_key, _asked(was), _asked(asked))
     return _grant(row)
+
+
+def _asked(document: str) -> dict[str, object]:
+    """What was asked, by the contract's names of the fields."""
+    told = msgspec.json.decode(document, type=dict[str, Any])
+    scope = told.get("scope", {})
+    return {
+        "account_id": f"{told.get('account_kind')}_{told.get('account_id')}",
+        **{f"scope.{name}": scope.get(name) for name in ("providers", "models", "tags")},
+        **{name: told.get(name) for name in _ASKED},
+    }
+
+
+async def _check_count(connection: postgres.Connection, wish: GrantWish) -> None:
+    """Of those that were there before: the new one has no bucket yet."""
+    count = await connection.fetchval(
+        "SELECT count(*) FROM grants g JOIN buckets b ON b.grant_id = g.id"
+        " WHERE g.account_id = $1 AND g.expires_at > ledger_now()"
+        " AND b.posted + b.lapsed < g.amount",
+        wish.account_id,
+    )
+    if count >= OPEN_GRANTS_MAX:
+        raise errors.FailedPrecondition(
+            f"{wish.account_kind}_{wish.account_id} has {count} grants that are not used up, of at"
+            f" most {OPEN_GRANTS_MAX}; end some, or grant larger amounts",
+            reason="GRANTS_TOO_MANY",
+        )
 
 
 async def _check_expiry(connection: postgres.Connection, grant: Grant) -> None:

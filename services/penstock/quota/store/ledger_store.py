@@ -115,22 +115,13 @@ class LedgerStore:
             return False
         return True
 
-    async def org_ids(
-        self, key_ids: Sequence[int], reservation_ids: Sequence[str]
-    ) -> tuple[dict[int, int], dict[str, int]]:
-        """The organisation of each key and of each reservation that exists."""
+    async def org_ids(self, key_ids: Sequence[int]) -> dict[int, int]:
+        """The organisation of each key that exists."""
         async with self._database.connection() as connection:
-            keys = await connection.fetch(
+            rows = await connection.fetch(
                 "SELECT id, org_id FROM accounts WHERE id = ANY($1) AND kind = 'key'", key_ids
             )
-            reservations = await connection.fetch(
-                "SELECT id, org_id FROM reservations WHERE id = ANY($1) AND org_id IS NOT NULL",
-                reservation_ids,
-            )
-        return (
-            {row["id"]: row["org_id"] for row in keys},
-            {str(row["id"]): row["org_id"] for row in reservations},
-        )
+        return {row["id"]: row["org_id"] for row in rows}
 
     async def _apply_once(self, batch: Sequence[Timed]) -> list[Outcome]:
         async with self._database.connection() as connection:
@@ -142,11 +133,11 @@ async def apply_on(connection: postgres.Connection, batch: Sequence[Timed]) -> l
     rows = [row(n, timed) for n, timed in enumerate(batch, 1)]
     verdicts = await connection.fetch("SELECT * FROM apply_batch($1, $2)", rows, ID_HORIZON_MS)
     assert len(verdicts) == len(batch)
-    return [_outcome(v, one.operation) for v, one in zip(verdicts, batch, strict=True)]
+    return [_told(v, one.operation) for v, one in zip(verdicts, batch, strict=True)]
 
 
 # Fields of `ledger_operation`, in its order: what an operation has not is NULL.
-_NO_RESERVE = (None,) * 11
+_NO_RESERVE = (None,) * 10
 _NO_USAGE = (None,) * 7
 
 
@@ -165,7 +156,7 @@ def row(n: int, timed: Timed) -> tuple[Any, ...]:
     if isinstance(o, Settle):
         return (
             *head,
-            *(None, None, None, None, None, None),
+            *(o.key_id, None, None, None, None, None),
             *(o.amount_nano_usd, o.prompt_tokens + o.completion_tokens, None, None, None),
             *(o.prompt_tokens, o.cached_prompt_tokens, o.completion_tokens, o.reasoning_tokens),
             *(o.estimated, o.outcome, o.trace_id),
@@ -173,11 +164,20 @@ def row(n: int, timed: Timed) -> tuple[Any, ...]:
     if isinstance(o, Extend):
         return (
             *head,
-            *(None, None, None, None, None, None),
+            *(o.key_id, None, None, None, None, None),
             *(o.amount_nano_usd, o.tokens, o.ttl_ms, None, None),
             *_NO_USAGE,
         )
-    return (*head, *_NO_RESERVE, *_NO_USAGE[:5], o.outcome, None)
+    return (*head, o.key_id, *_NO_RESERVE, *_NO_USAGE[:5], o.outcome, None)
+
+
+def _told(verdict: asyncpg.Record, operation: Operation) -> Outcome:
+    """One that cannot be read, say of a newer schema, must not take the others' answers with it."""
+    try:
+        return _outcome(verdict, operation)
+    except Exception as error:
+        logger.exception("the verdict on %s cannot be read", operation.reservation_id)
+        return errors.Internal(f"the ledger's answer cannot be read ({type(error).__name__})")
 
 
 def _outcome(verdict: asyncpg.Record, operation: Operation) -> Outcome:

@@ -57,6 +57,13 @@ CREATE INDEX pool_providers_pool ON pool_providers (pool_id);
 CREATE TYPE budget_unit AS ENUM ('nano_usd', 'requests', 'tokens', 'in_flight');
 CREATE TYPE window_kind AS ENUM ('minute', 'hour', 'day', 'week', 'month', 'total');
 
+-- What must be spent for each warning, ascending.
+CREATE FUNCTION soft_amounts(limit_amount bigint, percents smallint[]) RETURNS bigint[]
+LANGUAGE sql IMMUTABLE STRICT AS $$
+    SELECT array_agg(ceil(limit_amount::numeric * p / 100)::bigint ORDER BY p)
+    FROM unnest(percents) AS p
+$$;
+
 CREATE TABLE budgets (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     account_id bigint NOT NULL REFERENCES accounts,
@@ -74,6 +81,7 @@ CREATE TABLE budgets (
     tags jsonb NOT NULL DEFAULT '{}',
     -- Per cent of the limit at which it warns, ascending.
     soft_percents smallint[] NOT NULL DEFAULT '{}',
+    soft_amounts bigint[] GENERATED ALWAYS AS (soft_amounts(limit_amount, soft_percents)) STORED,
     created_at timestamptz NOT NULL,
     closed_at timestamptz,
     UNIQUE (account_id, name),

@@ -24,6 +24,8 @@ CREATE TABLE reservations (
     id uuid PRIMARY KEY,
     state reservation_state NOT NULL,
     created_at timestamptz NOT NULL,
+    -- Of its first entry: clocks go back, epochs do not.
+    epoch integer NOT NULL,
     org_id bigint,
     -- The provider's account, if it has one.
     pool_id bigint,
@@ -86,7 +88,14 @@ CREATE TABLE epochs (
     detached_at timestamptz,
     -- Of a sealed one: how many entries there were until its end, and what they posted in all.
     entries bigint,
-    posted numeric
+    posted numeric,
+    -- SHA-256 over its entries, on the digest of the epoch before it.
+    digest bytea CHECK (length(digest) = 32),
+    -- Its last entry, or one before it: the ids of the next epoch are higher.
+    last_entry_id bigint,
+    -- How many adjustments there were until its end, and SHA-256 over them.
+    adjustments bigint,
+    adjustments_digest bytea CHECK (length(adjustments_digest) = 32)
 );
 CREATE UNIQUE INDEX epochs_open ON epochs ((true)) WHERE closed_at IS NULL;
 INSERT INTO epochs VALUES (1, ledger_now());
@@ -186,9 +195,6 @@ CREATE TABLE checkpoint_buckets (
     held bigint NOT NULL,
     suspense bigint NOT NULL,
     lapsed bigint NOT NULL,
-    -- What was ever taken without being asked first (overage, late, adjusted): as much may lie over
-    -- the limit, and no more.
-    unasked bigint NOT NULL,
     PRIMARY KEY (epoch, bucket_id)
 );
 -- The reservations that held or were suspected then.
@@ -201,6 +207,32 @@ CREATE TABLE checkpoint_reservations (
     slice_held bigint NOT NULL,
     slice_suspense bigint NOT NULL,
     PRIMARY KEY (epoch, reservation_id)
+);
+
+-- What the last entry about it says that it is: a budget, a grant, an account, a key, a pool.
+CREATE TABLE checkpoint_settings (
+    epoch integer NOT NULL REFERENCES epochs,
+    subject text NOT NULL,
+    subject_id bigint NOT NULL,
+    entry_id bigint NOT NULL,
+    account_id bigint NOT NULL,
+    settings jsonb NOT NULL,
+    PRIMARY KEY (epoch, subject, subject_id)
+);
+
+-- What pruned reservations count in the windows of rate limits that are still there.
+CREATE TABLE pruned_uses (
+    -- Of `buckets`.
+    bucket_id bigint PRIMARY KEY,
+    requests bigint NOT NULL,
+    tokens bigint NOT NULL
+);
+
+-- Of each provider: paid attempts that counted until then were pruned. Its days until then cannot be
+-- reconciled any more.
+CREATE TABLE pruned_attempts (
+    provider text PRIMARY KEY,
+    until timestamptz NOT NULL
 );
 
 -- What somebody should know of. Each fact once, by its key.

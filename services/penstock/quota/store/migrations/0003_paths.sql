@@ -46,26 +46,34 @@ CREATE TYPE ledger_route AS (
     prepaid_pool_id bigint      -- the pool, if it spends its credit only
 );
 
--- The routes of a batch's reserves and extends. Opens the windows that they are the first to touch.
-CREATE FUNCTION find_routes(operations ledger_operation[], at timestamptz) RETURNS ledger_route[]
-LANGUAGE plpgsql VOLATILE
-SET enable_seqscan = off
-AS $$
+-- The routes of a batch's reserves and extends, each once; `route_of` the operation in place n is
+-- `routes[route_of[n]]`. Opens the windows that they are the first to touch.
+CREATE FUNCTION find_routes(
+    operations ledger_operation[], at timestamptz,
+    OUT routes ledger_route[], OUT route_of integer[], OUT org_ids bigint[], OUT pool_ids bigint[]
+)
+LANGUAGE plpgsql VOLATILE AS $$
+#variable_conflict use_column
 DECLARE
-    routes ledger_route[];
     missing text;
 BEGIN
     LOOP
         WITH asked AS MATERIALIZED (
-            SELECT o.key_id, o.pool::pool_kind AS pool, o.provider, o.model, o.tags
-            FROM unnest(operations) AS o WHERE o.op = 'reserve'
-            UNION
-            SELECT x.key_id, x.pool, x.provider, x.model, x.tags
-            FROM unnest(operations) AS o JOIN reservations x ON x.id = o.id
-            WHERE o.op = 'extend' AND x.state = 'held'
+            -- What asks for no route comes last, as NULL.
+            SELECT d.*, dense_rank() OVER (
+                ORDER BY key_id, pool, provider, model, tags)::integer AS place
+            FROM (
+                SELECT o.n, CASE o.op WHEN 'reserve' THEN o.key_id ELSE x.key_id END AS key_id,
+                    coalesce(x.pool, o.pool::pool_kind) AS pool,
+                    coalesce(x.provider, o.provider) AS provider,
+                    coalesce(x.model, o.model) AS model, coalesce(x.tags, o.tags) AS tags
+                FROM unnest(operations) AS o
+                LEFT JOIN reservations x
+                    ON x.id = CASE o.op WHEN 'extend' THEN o.id END AND x.state = 'held'
+            ) AS d
         ),
         paths AS MATERIALIZED (
-            SELECT row_number() OVER ()::integer AS place, d.*, a.org_id, a.team_id, pp.pool_id,
+            SELECT d.*, a.org_id, a.team_id, pp.pool_id,
                 CASE
                     WHEN k.account_id IS NULL THEN 'KEY_UNKNOWN'
                     WHEN k.revoked_at IS NOT NULL THEN 'KEY_REVOKED'
@@ -75,7 +83,7 @@ BEGIN
                 CASE WHEN o.prepaid THEN o.id WHEN t.prepaid THEN t.id END AS prepaid_id,
                 CASE WHEN p.prepaid THEN p.id END AS prepaid_pool_id,
                 o.commercial OR t.commercial AS commercial
-            FROM asked d
+            FROM (SELECT DISTINCT ON (place) * FROM asked WHERE key_id IS NOT NULL) AS d
             LEFT JOIN accounts a ON a.id = d.key_id AND a.kind = 'key'
             LEFT JOIN api_keys k ON k.account_id = a.id
             LEFT JOIN accounts t ON t.id = a.team_id
@@ -91,8 +99,11 @@ BEGIN
                 coalesce(w.bucket_ids, '{}'), g.grant_ids, g.credit_ids,
                 d.prepaid_id, d.prepaid_pool_id
             )::ledger_route ORDER BY d.place),
+            (SELECT array_agg(a.place ORDER BY a.n) FROM asked a),
+            coalesce(array_agg(DISTINCT d.org_id) FILTER (WHERE d.org_id IS NOT NULL), '{}'),
+            coalesce(array_agg(DISTINCT d.pool_id) FILTER (WHERE d.pool_id IS NOT NULL), '{}'),
             string_agg(w.missing, ',')
-        INTO routes, missing
+        INTO routes, route_of, org_ids, pool_ids, missing
         FROM paths d
         CROSS JOIN LATERAL (
             SELECT array_agg(b.id ORDER BY l.level, x.unit, x.kind, x.id)
@@ -128,6 +139,5 @@ BEGIN
         ORDER BY x.id
         ON CONFLICT DO NOTHING;
     END LOOP;
-    RETURN routes;
 END
 $$;

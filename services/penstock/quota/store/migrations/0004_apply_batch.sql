@@ -1,25 +1,25 @@
 -- One batch is one round trip and one commit.
+-- Small batches are many, and then it is the number of statements and their size that costs: what the
+-- operations come to is worked out in arrays.
 
--- One movement of one reservation: what an entry records.
+-- One movement of one reservation: what an entry records, and what becomes of the reservation.
 CREATE TYPE ledger_step AS (
     n integer,                  -- of the operation; 0: an abandoned hold that was met
     id uuid,
     operation entry_operation,
     key_id bigint,
     bucket_ids bigint[],
-    -- In each bucket of `bucket_ids`: `*_sign` times what it counts (money, tokens, 1 request, 1 in flight).
-    held_sign integer,
-    suspense_sign integer,
-    posted_sign integer,
-    requests integer,           -- 0 for an extension: it is the same request
-    amount bigint,              -- held or suspected
+    held bigint,                -- legs
+    suspense bigint,
     posted bigint,
-    tokens bigint,
-    tokens_posted bigint,
     slice_ids bigint[],
     slice_held bigint[],
     slice_suspense bigint[],
-    slice_posted bigint[]
+    slice_posted bigint[],
+    state reservation_state,    -- how it ends; NULL: it does not, or not by this step
+    released bigint,
+    overage boolean,
+    late boolean
 );
 
 -- What an operation comes to.
@@ -35,6 +35,13 @@ CREATE TYPE ledger_verdict AS (
     overage boolean,
     late boolean,
     at timestamptz              -- the database's clock
+);
+
+-- The slices of grants that an operation took.
+CREATE TYPE ledger_slices AS (
+    ids bigint[],
+    amounts bigint[],
+    sides smallint[]
 );
 
 -- How the slices of a hold of `amount` share what was posted: in their order, each side for itself. What
@@ -72,29 +79,23 @@ LANGUAGE sql IMMUTABLE STRICT AS $$
     SELECT array_agg(a * by ORDER BY place) FROM unnest(amounts) WITH ORDINALITY AS u (a, place)
 $$;
 
--- The facts of a budget or limit that has too little left, for the caller's eyes. What the batch
--- itself changed of the holds in flight is not in the tables yet: it has resolved `resolved`, and the
--- first of those that it made ends at `frees_at`.
-CREATE FUNCTION refusal_of(
-    bucket bigint, limit_now bigint, posted_now bigint, held_now bigint, suspense_now bigint,
-    asked bigint, resolved uuid[], frees_at timestamptz
-)
-RETURNS jsonb
+-- Which budget or limit has too little left, and when it has more: in flight, when the first hold ends
+-- that is in the tables and not among `resolved`, which the batch has resolved already.
+CREATE FUNCTION refusal_of(bucket bigint, resolved uuid[]) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT jsonb_build_object(
         'budget_id', x.id, 'budget_name', x.name, 'account_kind', a.kind, 'account_id', a.id,
-        'account_name', a.name, 'unit', x.unit, 'window', x.kind, 'limit', limit_now,
-        'posted', posted_now, 'held', held_now, 'suspense', suspense_now, 'requested', asked,
+        'account_name', a.name, 'unit', x.unit, 'window', x.kind,
         'resets_at_ms', (extract(epoch FROM CASE
             WHEN x.unit <> 'in_flight' THEN window_end(x.kind, x.time_zone, b.window_key)
-            WHEN a.kind = 'pool' THEN least(frees_at, (
+            WHEN a.kind = 'pool' THEN (
                 SELECT min(r.expires_at) FROM reservations r
                 WHERE r.state = 'held' AND r.pool_id = a.id AND b.id = ANY (r.bucket_ids)
-                    AND r.id <> ALL (resolved)))
-            ELSE least(frees_at, (
+                    AND r.id <> ALL (resolved))
+            ELSE (
                 SELECT min(r.expires_at) FROM reservations r
                 WHERE r.state = 'held' AND r.org_id = coalesce(a.org_id, a.id)
-                    AND b.id = ANY (r.bucket_ids) AND r.id <> ALL (resolved)))
+                    AND b.id = ANY (r.bucket_ids) AND r.id <> ALL (resolved))
         END) * 1000)::bigint
     )
     FROM buckets b JOIN budgets x ON x.id = b.budget_id JOIN accounts a ON a.id = x.account_id
@@ -107,6 +108,58 @@ LANGUAGE sql STABLE AS $$
         'account_kind', a.kind, 'account_id', a.id, 'account_name', a.name,
         'available', available, 'requested', asked)
     FROM accounts a WHERE a.id = account
+$$;
+
+-- The abandoned holds of these organisations and pools that a batch can resolve; `left_behind`: there
+-- are more. Those of organisations that the batch is not about are met over a pool: where somebody
+-- keeps their rows locked, they are left for later.
+CREATE FUNCTION find_abandoned(
+    org_ids bigint[], pool_ids bigint[], routes ledger_route[], at timestamptz,
+    OUT ids uuid[], OUT left_behind boolean
+)
+LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    -- A batch that met all holds of a crashed router would outlast its time-outs: the next goes on.
+    abandoned_max constant integer := 500;
+    stranger_ids uuid[];
+    free bigint[];              -- the buckets of those that nobody has locked
+BEGIN
+    SELECT coalesce(array_agg(x.id), '{}') INTO ids FROM (
+        (SELECT r.id FROM reservations r
+        WHERE r.state = 'held' AND r.expires_at <= at AND r.org_id = ANY (org_ids)
+        ORDER BY r.expires_at LIMIT abandoned_max)
+        UNION
+        (SELECT r.id FROM reservations r
+        WHERE r.state = 'held' AND r.expires_at <= at AND r.pool_id IS NOT NULL
+            AND r.pool_id = ANY (pool_ids)
+        ORDER BY r.expires_at LIMIT abandoned_max)
+    ) AS x;
+    left_behind := cardinality(ids) >= abandoned_max;
+    IF ids = '{}' OR pool_ids = '{}' THEN
+        RETURN;
+    END IF;
+    SELECT array_agg(r.id) INTO stranger_ids FROM reservations r
+    WHERE r.id = ANY (ids) AND r.org_id <> ALL (org_ids);
+    IF stranger_ids IS NULL THEN
+        RETURN;
+    END IF;
+    -- Only looked at, the locks go back: out of order they would deadlock.
+    BEGIN
+        SELECT array_agg(l.id) INTO free FROM (
+            SELECT b.id FROM buckets b WHERE b.id = ANY (ARRAY(
+                SELECT unnest(r.bucket_ids || r.slice_ids) FROM reservations r
+                WHERE r.id = ANY (stranger_ids)))
+            FOR NO KEY UPDATE SKIP LOCKED
+        ) AS l;
+        RAISE EXCEPTION USING ERRCODE = 'PL001';
+    EXCEPTION WHEN SQLSTATE 'PL001' THEN NULL;
+    END;
+    free := free || ARRAY(SELECT unnest(u.bucket_ids) FROM unnest(routes) AS u);
+    SELECT coalesce(array_agg(r.id), '{}') INTO ids FROM reservations r
+    WHERE r.id = ANY (ids)
+        AND (r.id <> ALL (stranger_ids) OR r.bucket_ids || r.slice_ids <@ free);
+    left_behind := left_behind OR NOT stranger_ids <@ ids;
+END
 $$;
 
 -- Applies the operations and answers each. What gives room is applied before what takes it.
@@ -124,8 +177,18 @@ CREATE FUNCTION apply_batch(
 )
 RETURNS SETOF ledger_verdict
 LANGUAGE plpgsql VOLATILE
--- Plans outlive the empty tables that they were made for.
+-- Of what it calls, too. Making a plan takes longer than a small batch does, and plans outlive the
+-- empty tables that they were made for: whatever the sizes, what is looked up is looked up by an index,
+-- in the order in which it is written.
+SET plan_cache_mode = force_generic_plan
+SET join_collapse_limit = 1
+SET from_collapse_limit = 1
 SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET enable_material = off
+SET enable_memoize = off
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -133,215 +196,231 @@ DECLARE
     epoch_now integer := current_epoch();
     -- An id from further ahead than a day is no clock's error.
     ahead_ms constant bigint := 86400000;
-    -- A batch that met all holds of a crashed router would outlast its time-outs: the next goes on.
-    abandoned_max constant integer := 500;
-    ids uuid[];
-    routes ledger_route[];
-    at timestamptz;             -- of the collection: what has expired, which windows are open
-    moment timestamptz;         -- after the locks: of all records
-    moment_ms bigint;
-    waited_ms bigint;
-    covered boolean;
-    known_rows reservations[];
-    strange_ids uuid[];         -- abandoned holds of organisations that this batch is not about
-    free bigint[];              -- the buckets of those that nobody has locked
-    left_behind boolean;        -- there are more abandoned holds than this batch resolves
-    looked timestamptz;
-    waited boolean := false;
-    looks integer := 0;
     waited_min constant interval := '50 ms';
     -- Each look at what is touched finds what the one before did not know: soon there is no more.
     looks_max constant integer := 20;
-    expired_ids uuid[];
-    needed bigint[];
+    looks integer := 0;
+    looked timestamptz;
+    waited boolean := false;
+    waited_ms bigint;
+    at timestamptz;                 -- of a look: what has expired, which windows are open
+    moment timestamptz := ledger_now(); -- after the locks: of all records
+    moment_ms bigint;
+    operation_ids uuid[] := '{}';
+    ids uuid[];                     -- of the operations, then the abandoned holds
+    distinct_ids integer;
+    path record;                    -- of find_routes
+    abandoned record;               -- of find_abandoned
+    known reservations[];           -- by `ids`; NULL: unknown
+    -- The buckets, in the order of their ids.
     b_ids bigint[];
     b_units budget_unit[];
-    b_limits bigint[];
+    b_limits bigint[];              -- NULL: none
     b_posted bigint[];
     b_held bigint[];
     b_suspense bigint[];
     b_lapsed bigint[];
-    b_soft bigint[];            -- what is spent from here on, a warning is due for
-    b_frees timestamptz[];      -- in flight: when the first hold that this batch made ends
+    b_soft bigint[];                -- what is spent from here on, a warning is due for
+    ended_ids bigint[];             -- whose budget is closed, or whose grant has ended
+    b_frees_ms bigint[] := '{}';    -- in flight: when the first hold that this batch made ends
+    b_facts jsonb[] := '{}';        -- of a refusal
     steps ledger_step[];
     resolved uuid[];
     -- By operation.
-    reasons text[];             -- NULL: done, now or before
-    fresh boolean[];            -- its id was not known before
-    facts jsonb[];              -- of a refusal
-    remainders bigint[];        -- smallest rest of the budgets
-    -- What takes room: reserves and extends that nothing but the balances can refuse.
-    t_n integer[];
-    t_route integer[];
-    t_group integer[];
-    t_amount bigint[];
-    t_tokens bigint[];
-    t_requests integer[];       -- 1; 0 for an extension
-    t_counts boolean[];         -- nothing is held: it is counted at once
-    -- The places (in b_ids) of group i's buckets are g_places[g_ends[i] + 1 .. g_ends[i + 1]].
-    g_places integer[];
-    g_ends integer[];
-    -- The places of usable grants, by route: first the tenant's, then the provider's.
-    c_places integer[];
-    c_ends integer[];
-    prepaid boolean[];
-    s_n integer[] := '{}';      -- slices that were taken
-    s_places integer[] := '{}';
-    s_amounts bigint[] := '{}';
-    s_sides smallint[] := '{}';
-    i integer;
-    k integer;
-    p integer;
-    c integer;
-    side integer;
+    made reservation_state[] := '{}';       -- of the reservation that it makes
+    reasons text[] := '{}';
+    facts jsonb[] := '{}';
+    remainders bigint[] := '{}';            -- smallest rest of the budgets
+    slices ledger_slices[] := '{}';
+    alarming boolean := false;      -- an overage, a late settle, a threshold passed
+    taken ledger_slices;
+    o ledger_operation;
+    x reservations;
+    r ledger_route;
+    shares bigint[];
+    bucket_ids bigint[];
+    grant_ids bigint[];
+    zeros bigint[];
+    extended boolean := false;
+    operation entry_operation;
     reason text;
+    refusal jsonb;
+    is_abandoned boolean;
+    ends boolean;
+    asks boolean;
+    counted boolean;                -- nothing is held: it is counted at once
+    id bigint;
+    account_id bigint;
+    p integer;
+    held_sign integer;
+    suspense_sign integer;
+    counts bigint;
+    requests integer;
     amount bigint;
+    tokens bigint;
+    spent bigint;
+    released bigint;
     need bigint;
     rest bigint;
     remaining bigint;
 BEGIN
-    SELECT array_agg(DISTINCT o.id) INTO ids FROM unnest(operations) AS o;
-    IF cardinality(ids) <> cardinality(operations) THEN
-        RAISE EXCEPTION 'an id is in the batch twice' USING ERRCODE = 'invalid_parameter_value';
-    END IF;
+    FOREACH o IN ARRAY operations LOOP
+        operation_ids := operation_ids || o.id;
+    END LOOP;
 
-    at := ledger_now();
+    <<look>>
     LOOP
-        looked := clock_timestamp();
-        routes := find_routes(operations, at);
-        SELECT array_agg(x.id) INTO expired_ids FROM (
-            (SELECT r.id FROM reservations r
-            WHERE r.state = 'held' AND r.expires_at <= at AND r.org_id = ANY (
-                sweep_org_ids || ARRAY(SELECT DISTINCT u.org_id FROM unnest(routes) AS u))
-            ORDER BY r.expires_at LIMIT abandoned_max)
-            UNION
-            (SELECT r.id FROM reservations r
-            WHERE r.state = 'held' AND r.expires_at <= at AND r.pool_id IS NOT NULL
-                AND r.pool_id = ANY (
-                    sweep_pool_ids || ARRAY(SELECT DISTINCT u.pool_id FROM unnest(routes) AS u))
-            ORDER BY r.expires_at LIMIT abandoned_max)
-        ) AS x;
-        left_behind := coalesce(cardinality(expired_ids) >= abandoned_max, false);
-        -- Abandoned holds of others, met over a pool: those whose rows somebody keeps locked are
-        -- left for later. Only looked at, the locks go back: out of order they would deadlock.
-        SELECT array_agg(r.id) INTO strange_ids FROM reservations r
-        WHERE r.id = ANY (expired_ids) AND r.org_id <> ALL (
-            sweep_org_ids || ARRAY(SELECT DISTINCT u.org_id FROM unnest(routes) AS u
-                WHERE u.org_id IS NOT NULL));
-        IF strange_ids IS NOT NULL THEN
-            BEGIN
-                SELECT array_agg(l.id) INTO free FROM (
-                    SELECT b.id FROM buckets b WHERE b.id = ANY (ARRAY(
-                        SELECT unnest(r.bucket_ids || r.slice_ids) FROM reservations r
-                        WHERE r.id = ANY (strange_ids)))
-                    FOR NO KEY UPDATE SKIP LOCKED
-                ) AS l;
-                RAISE EXCEPTION USING ERRCODE = 'PL001';
-            EXCEPTION WHEN SQLSTATE 'PL001' THEN NULL;
-            END;
-            free := free || ARRAY(SELECT unnest(u.bucket_ids) FROM unnest(routes) AS u);
-            SELECT array_agg(r.id) INTO expired_ids FROM reservations r
-            WHERE r.id = ANY (expired_ids)
-                AND (r.id <> ALL (strange_ids) OR r.bucket_ids || r.slice_ids <@ free);
-            left_behind := left_behind OR NOT strange_ids <@ coalesce(expired_ids, '{}');
-        END IF;
-        SELECT array_agg(DISTINCT t.id) INTO needed FROM (
-            SELECT unnest(u.bucket_ids || u.grant_ids || u.credit_ids) AS id
-            FROM unnest(routes) AS u
-            UNION ALL
-            SELECT unnest(r.bucket_ids || r.slice_ids) FROM reservations r
-            WHERE r.id = ANY (ids || expired_ids)
-        ) AS t;
-        SELECT array_agg(b.id ORDER BY b.id), array_agg(b.unit ORDER BY b.id),
-            array_agg(CASE WHEN x.closed_at IS NULL THEN coalesce(g.amount, x.limit_amount) END
-                ORDER BY b.id),
-            array_agg(b.posted ORDER BY b.id), array_agg(b.held ORDER BY b.id),
-            array_agg(b.suspense ORDER BY b.id), array_agg(b.lapsed ORDER BY b.id),
-            array_agg(w.soft ORDER BY b.id)
-        INTO b_ids, b_units, b_limits, b_posted, b_held, b_suspense, b_lapsed, b_soft
-        FROM (
-            SELECT * FROM buckets WHERE id = ANY (needed) ORDER BY id FOR NO KEY UPDATE
-        ) AS b
-        LEFT JOIN budgets x ON x.id = b.budget_id
-        LEFT JOIN grants g ON g.id = b.grant_id
-        LEFT JOIN LATERAL (
-            SELECT min(ceil(x.limit_amount::numeric * per_cent / 100))::bigint AS soft
-            FROM unnest(x.soft_percents) AS per_cent
-            WHERE ceil(x.limit_amount::numeric * per_cent / 100) > b.posted + b.suspense
-        ) AS w ON x.unit = 'nano_usd';
-        moment := ledger_now();
-        -- The one look at them that everything below is decided on: what commits after it is unknown
-        -- here, and a new id that it took is a unique violation.
-        SELECT coalesce(array_agg(r), '{}'),
-            coalesce(bool_and(r.bucket_ids || r.slice_ids <@ coalesce(b_ids, '{}')), true)
-        INTO known_rows, covered FROM reservations r WHERE r.id = ANY (ids || expired_ids);
-        -- An extension whose reserve was committed after the routes were found has none.
-        covered := covered AND NOT EXISTS (
-            SELECT FROM unnest(operations) AS o JOIN unnest(known_rows) AS x ON x.id = o.id
-            WHERE o.op = 'extend' AND x.state = 'held' AND NOT EXISTS (
-                SELECT FROM unnest(routes) AS u
-                WHERE u.key_id = x.key_id AND u.provider = x.provider AND u.model = x.model
-                    AND u.tags = x.tags AND u.pool = x.pool));
-        waited := NOT waited AND clock_timestamp() - looked > waited_min;
         looks := looks + 1;
         IF looks > looks_max THEN
             RAISE EXCEPTION 'a reservation lies in a bucket that is not there'
                 USING ERRCODE = 'data_corrupted';
         END IF;
+        looked := clock_timestamp();
+        at := moment;
+        path := find_routes(operations, at);
+        abandoned := find_abandoned(
+            path.org_ids || sweep_org_ids, path.pool_ids || sweep_pool_ids, path.routes, at);
+        ids := operation_ids;
+        IF abandoned.ids <> '{}' THEN
+            ids := ids || ARRAY(
+                SELECT u FROM unnest(abandoned.ids) AS u WHERE u <> ALL (operation_ids));
+        END IF;
+        SELECT array_agg(b.id ORDER BY b.id), array_agg(b.unit ORDER BY b.id),
+            array_agg(CASE WHEN x.closed_at IS NULL THEN coalesce(g.amount, x.limit_amount) END
+                ORDER BY b.id),
+            array_agg(b.posted ORDER BY b.id), array_agg(b.held ORDER BY b.id),
+            array_agg(b.suspense ORDER BY b.id), array_agg(b.lapsed ORDER BY b.id),
+            array_agg(x.soft_amounts[1 + width_bucket(b.posted + b.suspense, x.soft_amounts)]
+                ORDER BY b.id),
+            array_agg(b.id) FILTER (
+                WHERE x.closed_at IS NOT NULL OR g.expires_at <= ledger_now())
+        INTO b_ids, b_units, b_limits, b_posted, b_held, b_suspense, b_lapsed, b_soft, ended_ids
+        FROM (
+            SELECT * FROM buckets WHERE id = ANY (ARRAY(
+                SELECT unnest(u.bucket_ids || u.grant_ids || u.credit_ids)
+                FROM unnest(path.routes) AS u
+                UNION
+                SELECT unnest(u.bucket_ids || u.slice_ids)
+                FROM unnest(ids) AS i (id) JOIN reservations u ON u.id = i.id
+            ))
+            ORDER BY id FOR NO KEY UPDATE
+        ) AS b
+        LEFT JOIN budgets x ON x.id = b.budget_id
+        LEFT JOIN grants g ON g.id = b.grant_id;
+        moment := ledger_now();
+        -- The one look at them that everything below is decided on: what commits after it is unknown
+        -- here, and a new id that it took is a unique violation.
+        SELECT array_agg(u ORDER BY i.n), count(DISTINCT i.id)
+        INTO known, distinct_ids
+        FROM unnest(ids) WITH ORDINALITY AS i (id, n) LEFT JOIN reservations u ON u.id = i.id;
+        IF distinct_ids <> cardinality(ids) THEN
+            RAISE EXCEPTION 'an id is in the batch twice'
+                USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        waited := NOT waited AND clock_timestamp() - looked > waited_min;
         -- A new minute opens new windows, and a hold belongs to the one in which it is made.
         -- What was committed while it waited for locks (a lower limit, a new budget, the end of a
-        -- grant or key) holds for it.
-        EXIT WHEN covered AND NOT waited
-            AND date_trunc('minute', at) = date_trunc('minute', moment);
-        at := moment;
+        -- key) holds for it; what ended since its routes were found, always.
+        IF waited OR date_trunc('minute', at) <> date_trunc('minute', moment)
+            OR ended_ids IS NOT NULL AND EXISTS (
+                SELECT FROM unnest(path.routes) AS u
+                WHERE u.bucket_ids || u.grant_ids || u.credit_ids && ended_ids)
+        THEN
+            CONTINUE look;
+        END IF;
+
+        -- What gives room.
+        steps := '{}';
+        resolved := '{}';
+        FOR n IN 1 .. cardinality(ids) LOOP
+            x := known[n];
+            CONTINUE WHEN x.id IS NULL OR x.state NOT IN ('held', 'expired');
+            o := operations[n];
+            is_abandoned := x.state = 'held' AND x.expires_at <= at;
+            ends := coalesce(
+                o.op IN ('settle', 'void') AND (o.key_id = x.key_id) IS NOT FALSE, false);
+            IF o.op = 'extend' AND x.state = 'held' AND path.routes[path.route_of[n]] IS NULL THEN
+                -- Its reserve was committed after the routes were found.
+                CONTINUE look;
+            END IF;
+            FOR turn IN 1 .. 2 LOOP
+                IF turn = 1 THEN
+                    CONTINUE WHEN NOT is_abandoned;
+                    operation := 'expire';
+                    held_sign := -1;
+                    suspense_sign := (x.pool = 'paid')::integer;
+                    spent := 0;
+                    tokens := 0;
+                    requests := 0;
+                ELSE
+                    CONTINUE WHEN NOT ends;
+                    held_sign := -(x.state = 'held' AND NOT is_abandoned)::integer;
+                    suspense_sign := -(held_sign = 0 AND x.pool = 'paid')::integer;
+                    requests := (o.op = 'settle')::integer;
+                    spent := CASE o.op WHEN 'settle' THEN o.amount ELSE 0 END;
+                    tokens := CASE o.op WHEN 'settle' THEN o.tokens ELSE 0 END;
+                    operation := CASE
+                        WHEN o.op = 'void' THEN 'void'
+                        WHEN held_sign = 0 THEN 'late_settle'
+                        ELSE 'settle'
+                    END;
+                END IF;
+                FOREACH id IN ARRAY x.bucket_ids LOOP
+                    p := width_bucket(id, b_ids);
+                    IF b_ids[p] IS DISTINCT FROM id THEN
+                        CONTINUE look;
+                    END IF;
+                    counts := CASE b_units[p]
+                        WHEN 'nano_usd' THEN x.amount WHEN 'tokens' THEN x.tokens ELSE 1 END;
+                    b_held[p] := b_held[p] + held_sign * counts;
+                    CONTINUE WHEN b_units[p] = 'in_flight';
+                    b_suspense[p] := b_suspense[p] + suspense_sign * counts;
+                    b_posted[p] := b_posted[p] + CASE b_units[p]
+                        WHEN 'nano_usd' THEN spent WHEN 'tokens' THEN tokens ELSE requests END;
+                    alarming := alarming OR coalesce(
+                        b_posted[p] + b_suspense[p] >= b_soft[p], false);
+                END LOOP;
+                shares := slices_posted(x.slice_amounts, x.slice_sides, x.amount, spent);
+                FOR k IN 1 .. coalesce(cardinality(x.slice_ids), 0) LOOP
+                    p := width_bucket(x.slice_ids[k], b_ids);
+                    IF b_ids[p] IS DISTINCT FROM x.slice_ids[k] THEN
+                        CONTINUE look;
+                    END IF;
+                    b_held[p] := b_held[p] + held_sign * x.slice_amounts[k];
+                    b_suspense[p] := b_suspense[p] + suspense_sign * x.slice_amounts[k];
+                    b_posted[p] := b_posted[p] + shares[k];
+                END LOOP;
+                released := greatest(-(held_sign + suspense_sign) * x.amount - spent, 0);
+                steps := steps || ROW(
+                    CASE turn WHEN 1 THEN 0 ELSE n END, x.id, operation, x.key_id, x.bucket_ids,
+                    held_sign * x.amount, suspense_sign * x.amount, spent, x.slice_ids,
+                    scaled(x.slice_amounts, held_sign), scaled(x.slice_amounts, suspense_sign),
+                    shares,
+                    CASE WHEN turn = 1 AND ends THEN NULL WHEN turn = 1 THEN 'expired'
+                        WHEN o.op = 'void' THEN 'voided' ELSE 'settled' END,
+                    released, spent > x.amount, turn = 2 AND held_sign = 0)::ledger_step;
+                resolved := resolved || x.id;
+                alarming := alarming OR spent > x.amount OR operation = 'late_settle';
+            END LOOP;
+        END LOOP;
+        EXIT look;
     END LOOP;
     moment_ms := (extract(epoch FROM moment) * 1000)::bigint;
     waited_ms := (extract(epoch FROM clock_timestamp() - began) * 1000)::bigint;
 
-    -- What gives room, and what is decided by the reservation alone.
-    WITH known AS MATERIALIZED (
-        SELECT x.*, x.state = 'held' AND x.expires_at <= at AS abandoned,
-            CASE WHEN x.state = 'held' AND x.expires_at <= at THEN 'expired' ELSE x.state END AS now
-        FROM unnest(known_rows) AS x
-    ),
-    moved AS (
-        SELECT 0 AS n, x.id, 'expire'::entry_operation AS operation, x.key_id, x.bucket_ids,
-            -1 AS held_sign, (x.pool = 'paid')::integer AS suspense_sign, 0 AS posted_sign,
-            x.amount, 0::bigint AS posted, x.tokens, 0::bigint AS tokens_posted,
-            x.slice_ids, x.slice_amounts, x.slice_sides
-        FROM known x WHERE x.abandoned
-        UNION ALL
-        SELECT o.n, x.id,
-            CASE
-                WHEN o.op = 'void' THEN 'void'
-                WHEN x.now = 'held' THEN 'settle'
-                ELSE 'late_settle'
-            END::entry_operation,
-            x.key_id, x.bucket_ids,
-            -(x.now = 'held')::integer, -(x.now = 'expired' AND x.pool = 'paid')::integer,
-            (o.op = 'settle')::integer,
-            x.amount, CASE o.op WHEN 'settle' THEN o.amount ELSE 0 END, x.tokens,
-            CASE o.op WHEN 'settle' THEN o.tokens ELSE 0 END,
-            x.slice_ids, x.slice_amounts, x.slice_sides
-        FROM unnest(operations) AS o JOIN known x ON x.id = o.id
-        WHERE o.op IN ('settle', 'void') AND x.now IN ('held', 'expired')
-    )
-    SELECT array_agg(ROW(
-        m.n, m.id, m.operation, m.key_id, m.bucket_ids, m.held_sign, m.suspense_sign,
-        m.posted_sign, 1, m.amount, m.posted, m.tokens, m.tokens_posted, m.slice_ids,
-        scaled(m.slice_amounts, m.held_sign), scaled(m.slice_amounts, m.suspense_sign),
-        slices_posted(m.slice_amounts, m.slice_sides, m.amount, m.posted)
-    )::ledger_step ORDER BY m.n, m.id), coalesce(array_agg(m.id), '{}')
-    INTO steps, resolved FROM moved m;
-
-    SELECT array_agg(CASE
+    FOR n IN 1 .. cardinality(operations) LOOP
+        o := operations[n];
+        x := known[n];
+        r := path.routes[path.route_of[n]];
+        -- What the reservation and its route alone decide.
+        reason := CASE
+            WHEN o.op = 'reserve' AND x.id IS NULL THEN CASE
+                WHEN o.id_ms < moment_ms - horizon_ms THEN 'RESERVATION_ID_TOO_OLD'
+                WHEN o.id_ms > moment_ms + ahead_ms THEN 'RESERVATION_ID_IN_FUTURE'
+                WHEN o.left_ms <= waited_ms THEN 'DEADLINE_EXCEEDED'
+                ELSE r.reason
+            END
             WHEN o.op = 'reserve' THEN CASE
-                WHEN x.id IS NULL THEN CASE
-                    WHEN o.id_ms < moment_ms - horizon_ms THEN 'RESERVATION_ID_TOO_OLD'
-                    WHEN o.id_ms > moment_ms + ahead_ms THEN 'RESERVATION_ID_IN_FUTURE'
-                    WHEN o.left_ms <= waited_ms THEN 'DEADLINE_EXCEEDED'
-                    ELSE u.reason
-                END
                 WHEN x.state = 'voided' AND x.key_id IS NULL THEN 'RESERVATION_VOIDED'
                 WHEN (x.key_id, x.request_id, x.attempt, x.pool, x.provider, x.model, x.asked,
                       x.asked_tokens, x.ttl_ms, x.end_user, x.tags)
@@ -356,6 +435,7 @@ BEGIN
                 WHEN o.op = 'void' AND o.id_ms >= moment_ms - horizon_ms THEN NULL
                 ELSE 'RESERVATION_UNKNOWN'
             END
+            WHEN o.key_id <> x.key_id THEN 'RESERVATION_NOT_YOURS'
             WHEN x.state = 'refused' AND o.op <> 'void' THEN 'RESERVATION_REFUSED'
             WHEN x.state = 'voided' AND o.op <> 'void' THEN 'RESERVATION_VOIDED'
             WHEN x.state = 'settled' THEN CASE
@@ -368,217 +448,143 @@ BEGIN
             END
             WHEN o.op = 'extend' AND (x.state = 'expired' OR x.expires_at <= at)
                 THEN 'RESERVATION_EXPIRED'
-        END ORDER BY o.n),
-        array_agg(x.id IS NULL ORDER BY o.n)
-    INTO reasons, fresh
-    FROM unnest(operations) AS o
-    LEFT JOIN unnest(known_rows) AS x ON x.id = o.id
-    LEFT JOIN unnest(routes) AS u
-        ON o.op = 'reserve' AND u.key_id = o.key_id AND u.provider = o.provider
-        AND u.model = o.model AND u.tags = o.tags AND u.pool = o.pool::pool_kind;
-
-    IF steps IS NOT NULL THEN
-        WITH sums AS (
-            SELECT s.bucket_ids, s.requests, s.held_sign, s.suspense_sign, s.posted_sign,
-                count(*) AS times, sum(s.amount) AS amount, sum(s.posted) AS posted,
-                sum(s.tokens) AS tokens, sum(s.tokens_posted) AS tokens_posted
-            FROM unnest(steps) AS s GROUP BY 1, 2, 3, 4, 5
-        ),
-        legs AS (
-            SELECT t.id, sum(s.held_sign * c.counts) AS held,
-                sum(CASE b.unit WHEN 'in_flight' THEN 0 ELSE s.suspense_sign * c.counts END)
-                    AS suspense,
-                sum(s.posted_sign * CASE b.unit
-                    WHEN 'nano_usd' THEN s.posted WHEN 'tokens' THEN s.tokens_posted
-                    WHEN 'requests' THEN s.times ELSE 0 END) AS posted
-            FROM sums s, unnest(s.bucket_ids) AS t (id)
-            JOIN unnest(b_ids, b_units) AS b (id, unit) USING (id)
-            CROSS JOIN LATERAL (SELECT CASE b.unit
-                WHEN 'nano_usd' THEN s.amount WHEN 'tokens' THEN s.tokens ELSE s.times END
-            ) AS c (counts)
-            GROUP BY t.id
-            UNION ALL
-            SELECT t.id, sum(t.held), sum(t.suspense), sum(t.posted)
-            FROM unnest(steps) AS s,
-                unnest(s.slice_ids, s.slice_held, s.slice_suspense, s.slice_posted)
-                    AS t (id, held, suspense, posted)
-            GROUP BY t.id
-        )
-        SELECT array_agg((b.posted + coalesce(l.posted, 0))::bigint ORDER BY b.place),
-            array_agg((b.held + coalesce(l.held, 0))::bigint ORDER BY b.place),
-            array_agg((b.suspense + coalesce(l.suspense, 0))::bigint ORDER BY b.place)
-        INTO b_posted, b_held, b_suspense
-        FROM unnest(b_ids, b_posted, b_held, b_suspense) WITH ORDINALITY
-            AS b (id, posted, held, suspense, place)
-        LEFT JOIN legs l ON l.id = b.id;
-    END IF;
-
-    -- What takes room.
-    SELECT array_agg(w.n ORDER BY w.n), array_agg(w.route ORDER BY w.n),
-        array_agg(w.route + w.own ORDER BY w.n), array_agg(w.amount ORDER BY w.n),
-        array_agg(w.tokens ORDER BY w.n), array_agg(w.requests ORDER BY w.n),
-        array_agg(w.counts ORDER BY w.n)
-    INTO t_n, t_route, t_group, t_amount, t_tokens, t_requests, t_counts
-    FROM (
-        SELECT o.n, u.place AS route, 0 AS own, o.amount, o.tokens, 1 AS requests,
-            u.pool = 'cache' AS counts
-        FROM unnest(operations) AS o
-        -- Outer joins: without a route nothing is admitted, the batch fails.
-        LEFT JOIN unnest(routes) AS u
-            ON u.key_id = o.key_id AND u.provider = o.provider AND u.model = o.model
-            AND u.tags = o.tags AND u.pool = o.pool::pool_kind
-        WHERE o.op = 'reserve' AND reasons[o.n] IS NULL AND fresh[o.n]
-        UNION ALL
-        -- In the windows in which it was made: a group of its own, after those of the routes.
-        SELECT o.n, u.place, cardinality(routes) - u.place
-                + (row_number() OVER (ORDER BY o.n))::integer,
-            greatest(o.amount - x.amount, 0), greatest(o.tokens - x.tokens, 0), 0, false
-        FROM unnest(operations) AS o
-        JOIN unnest(known_rows) AS x ON x.id = o.id
-        LEFT JOIN unnest(routes) AS u
-            ON u.key_id = x.key_id AND u.provider = x.provider AND u.model = x.model
-            AND u.tags = x.tags AND u.pool = x.pool
-        WHERE o.op = 'extend' AND reasons[o.n] IS NULL
-            AND (o.amount > x.amount OR o.tokens > x.tokens)
-    ) AS w;
-
-    IF t_n IS NOT NULL THEN
-        WITH groups AS (
-            SELECT u.place AS i, u.bucket_ids FROM unnest(routes) AS u
-            UNION ALL
-            SELECT t.i, x.bucket_ids
-            FROM unnest(t_n, t_group) AS t (n, i)
-            JOIN unnest(known_rows) AS x ON x.id = (operations[t.n]).id
-            WHERE t.i > cardinality(routes)
-        )
-        SELECT array_agg(m.place ORDER BY m.i, m.level) FILTER (WHERE m.place IS NOT NULL),
-            (SELECT array_agg(e.ends ORDER BY e.i) FROM (
-                SELECT i, sum(cardinality(bucket_ids)) OVER (ORDER BY i) AS ends FROM groups) AS e)
-        INTO g_places, g_ends
-        FROM (
-            SELECT g.i, l.level, b.place::integer
-            FROM groups g, unnest(g.bucket_ids) WITH ORDINALITY AS l (id, level)
-            JOIN unnest(b_ids) WITH ORDINALITY AS b (id, place) USING (id)
-        ) AS m;
-        -- Two groups a route: of the tenant, of the provider.
-        SELECT array_agg(m.place ORDER BY m.i, m.turn) FILTER (WHERE m.place IS NOT NULL),
-            (SELECT array_agg(e.ends ORDER BY e.i) FROM (
-                SELECT c.i, sum(coalesce(cardinality(c.ids), 0)) OVER (ORDER BY c.i) AS ends
-                FROM unnest(routes) AS u,
-                    LATERAL (VALUES (2 * u.place - 1, u.grant_ids), (2 * u.place, u.credit_ids))
-                        AS c (i, ids)) AS e),
-            (SELECT array_agg(v.is_prepaid ORDER BY u.place, v.side)
-                FROM unnest(routes) AS u, LATERAL (VALUES
-                    (0, u.prepaid_id IS NOT NULL), (1, u.prepaid_pool_id IS NOT NULL))
-                    AS v (side, is_prepaid))
-        INTO c_places, c_ends, prepaid
-        FROM (
-            SELECT c.i, l.turn, b.place::integer
-            FROM unnest(routes) AS u,
-                LATERAL (VALUES (2 * u.place - 1, u.grant_ids), (2 * u.place, u.credit_ids))
-                    AS c (i, ids),
-                unnest(c.ids) WITH ORDINALITY AS l (id, turn)
-            JOIN unnest(b_ids) WITH ORDINALITY AS b (id, place) USING (id)
-        ) AS m;
-        g_ends := 0 || g_ends;
-        c_ends := 0 || c_ends;
-        facts := array_fill(NULL::jsonb, ARRAY[cardinality(operations)]);
-        remainders := array_fill(NULL::bigint, ARRAY[cardinality(operations)]);
-    END IF;
-
-    FOR i IN 1 .. coalesce(cardinality(t_n), 0) LOOP
-        amount := t_amount[i];
-        reason := NULL;
+            -- What may not begin may not grow. Without a budget there is nothing left to ask.
+            WHEN o.op = 'extend' THEN nullif(r.reason, 'BUDGET_MISSING')
+        END;
+        refusal := NULL;
         remaining := NULL;
-        -- Each bucket of the path must have room …
-        FOR k IN g_ends[t_group[i]] + 1 .. g_ends[t_group[i] + 1] LOOP
-            p := g_places[k];
-            need := CASE b_units[p]
-                WHEN 'nano_usd' THEN amount WHEN 'tokens' THEN t_tokens[i] ELSE t_requests[i] END;
-            rest := b_limits[p] - b_posted[p] - b_held[p] - b_suspense[p];
-            IF need > rest AND (need > 0 OR t_requests[i] > 0) THEN
-                reason := CASE b_units[p]
-                    WHEN 'nano_usd' THEN 'BUDGET_EXCEEDED' ELSE 'RATE_LIMITED' END;
-                facts[t_n[i]] := refusal_of(
-                    b_ids[p], b_limits[p], b_posted[p], b_held[p], b_suspense[p], need, resolved,
-                    b_frees[p]);
-                IF t_requests[i] = 0 AND b_units[p] = 'tokens' THEN
-                    -- An extension counts in the window of its hold, which no later one relieves.
-                    facts[t_n[i]] := facts[t_n[i]] || '{"resets_at_ms": null}';
-                END IF;
-                EXIT;
-            END IF;
-            IF b_units[p] = 'nano_usd' THEN
-                remaining := least(remaining, rest - need);
-            END IF;
-        END LOOP;
-        -- … and the prepaid ones must have credit.
-        FOR side IN 0 .. 1 LOOP
-            EXIT WHEN reason IS NOT NULL OR amount = 0;
-            c := 2 * t_route[i] - 1 + side;
-            CONTINUE WHEN NOT prepaid[c];
-            rest := 0;
-            FOR k IN c_ends[c] + 1 .. c_ends[c + 1] LOOP
-                p := c_places[k];
-                rest := rest + greatest(
-                    b_limits[p] - b_posted[p] - b_held[p] - b_suspense[p] - b_lapsed[p], 0);
-            END LOOP;
-            IF rest < amount THEN
-                reason := 'CREDIT_EXHAUSTED';
-                facts[t_n[i]] := credit_refusal_of(CASE side
-                    WHEN 0 THEN (routes[t_route[i]]).prepaid_id
-                    ELSE (routes[t_route[i]]).prepaid_pool_id END, rest, amount);
-            END IF;
-        END LOOP;
-        IF reason IS NOT NULL AND left_behind THEN
-            -- There may be room behind the abandoned holds that are left for the next batch: this is
-            -- no verdict, and is not remembered.
-            reason := 'ABANDONED_HOLDS';
-            facts[t_n[i]] := NULL;
-        END IF;
-        IF reason IS NOT NULL THEN
-            reasons[t_n[i]] := reason;
-            CONTINUE;
-        END IF;
-        remainders[t_n[i]] := remaining;
+        taken := NULL;
+        counted := false;
 
-        FOR k IN g_ends[t_group[i]] + 1 .. g_ends[t_group[i] + 1] LOOP
-            p := g_places[k];
-            IF t_counts[i] THEN
-                b_posted[p] := b_posted[p] + 1;
-            ELSIF b_units[p] = 'nano_usd' THEN
-                b_held[p] := b_held[p] + amount;
-            ELSIF b_units[p] = 'tokens' THEN
-                b_held[p] := b_held[p] + t_tokens[i];
+        -- What takes room: each bucket of the path must have it …
+        asks := reason IS NULL AND CASE o.op
+            WHEN 'reserve' THEN x.id IS NULL
+            WHEN 'extend' THEN o.amount > x.amount OR o.tokens > x.tokens
+            ELSE false END;
+        IF asks THEN
+            IF o.op = 'reserve' THEN
+                counted := o.pool = 'cache';
+                bucket_ids := r.bucket_ids;
+                amount := o.amount;
+                tokens := o.tokens;
+                requests := 1;
             ELSE
-                b_held[p] := b_held[p] + t_requests[i];
-                IF b_units[p] = 'in_flight' AND t_requests[i] > 0 THEN
-                    b_frees[p] := least(b_frees[p], moment
-                        + (operations[t_n[i]]).ttl_ms * interval '1 millisecond');
-                END IF;
+                -- In the windows in which it was made.
+                bucket_ids := x.bucket_ids;
+                amount := greatest(o.amount - x.amount, 0);
+                tokens := greatest(o.tokens - x.tokens, 0);
+                requests := 0;
             END IF;
-        END LOOP;
-        CONTINUE WHEN c_places IS NULL;
-        FOR side IN 0 .. 1 LOOP
-            c := 2 * t_route[i] - 1 + side;
-            rest := amount;
-            FOR k IN c_ends[c] + 1 .. c_ends[c + 1] LOOP
-                EXIT WHEN rest = 0;
-                p := c_places[k];
-                need := least(
-                    rest, b_limits[p] - b_posted[p] - b_held[p] - b_suspense[p] - b_lapsed[p]);
-                CONTINUE WHEN need <= 0;
-                b_held[p] := b_held[p] + need;
-                rest := rest - need;
-                s_n := s_n || t_n[i];
-                s_places := s_places || p;
-                s_amounts := s_amounts || need;
-                s_sides := s_sides || side::smallint;
+            FOREACH id IN ARRAY bucket_ids LOOP
+                p := width_bucket(id, b_ids);
+                need := CASE b_units[p]
+                    WHEN 'nano_usd' THEN amount WHEN 'tokens' THEN tokens ELSE requests END;
+                rest := b_limits[p] - b_posted[p] - b_held[p] - b_suspense[p];
+                IF need > rest AND (need > 0 OR requests > 0) THEN
+                    reason := CASE b_units[p]
+                        WHEN 'nano_usd' THEN 'BUDGET_EXCEEDED' ELSE 'RATE_LIMITED' END;
+                    b_facts[p] := coalesce(b_facts[p], refusal_of(id, resolved));
+                    refusal := b_facts[p] || jsonb_build_object(
+                        'limit', b_limits[p], 'posted', b_posted[p], 'held', b_held[p],
+                        'suspense', b_suspense[p], 'requested', need,
+                        'resets_at_ms', CASE
+                            -- An extension counts in the window of its hold, which no later one
+                            -- relieves.
+                            WHEN requests > 0 OR b_units[p] <> 'tokens' THEN least(
+                                (b_facts[p] ->> 'resets_at_ms')::bigint, b_frees_ms[p])
+                            END);
+                    EXIT;
+                END IF;
+                IF b_units[p] = 'nano_usd' THEN
+                    remaining := least(remaining, rest - need);
+                END IF;
             END LOOP;
-        END LOOP;
+            -- … and the prepaid ones must have credit.
+            FOR side IN 0 .. 1 LOOP
+                account_id := CASE side WHEN 0 THEN r.prepaid_id ELSE r.prepaid_pool_id END;
+                CONTINUE WHEN reason IS NOT NULL OR amount = 0 OR account_id IS NULL;
+                rest := 0;
+                FOREACH id IN ARRAY coalesce(
+                    CASE side WHEN 0 THEN r.grant_ids ELSE r.credit_ids END, '{}')
+                LOOP
+                    p := width_bucket(id, b_ids);
+                    rest := rest + greatest(
+                        b_limits[p] - b_posted[p] - b_held[p] - b_suspense[p] - b_lapsed[p], 0);
+                END LOOP;
+                IF rest < amount THEN
+                    reason := 'CREDIT_EXHAUSTED';
+                    refusal := credit_refusal_of(account_id, rest, amount);
+                END IF;
+            END LOOP;
+            -- There may be room behind abandoned holds that are left for the next batch: then this is
+            -- no verdict, and is not remembered.
+            IF reason IS NOT NULL AND abandoned.left_behind AND EXISTS (
+                SELECT FROM reservations u
+                WHERE u.state = 'held' AND u.expires_at <= at AND u.id <> ALL (resolved)
+                    AND (u.org_id = r.org_id OR u.pool_id = r.pool_id))
+            THEN
+                reason := 'ABANDONED_HOLDS';
+                refusal := NULL;
+            END IF;
+        END IF;
+        IF asks AND reason IS NULL THEN
+            FOREACH id IN ARRAY bucket_ids LOOP
+                p := width_bucket(id, b_ids);
+                IF counted THEN
+                    b_posted[p] := b_posted[p] + 1;
+                    CONTINUE;
+                END IF;
+                b_held[p] := b_held[p] + CASE b_units[p]
+                    WHEN 'nano_usd' THEN amount WHEN 'tokens' THEN tokens ELSE requests END;
+                IF b_units[p] = 'in_flight' AND requests > 0 THEN
+                    b_frees_ms[p] := least(b_frees_ms[p], moment_ms + o.ttl_ms);
+                END IF;
+            END LOOP;
+            FOR side IN 0 .. 1 LOOP
+                grant_ids := CASE side WHEN 0 THEN r.grant_ids ELSE r.credit_ids END;
+                CONTINUE WHEN grant_ids IS NULL;
+                rest := amount;
+                FOREACH id IN ARRAY grant_ids LOOP
+                    EXIT WHEN rest = 0;
+                    p := width_bucket(id, b_ids);
+                    need := least(
+                        rest, b_limits[p] - b_posted[p] - b_held[p] - b_suspense[p] - b_lapsed[p]);
+                    CONTINUE WHEN need <= 0;
+                    b_held[p] := b_held[p] + need;
+                    rest := rest - need;
+                    taken.ids := taken.ids || id;
+                    taken.amounts := taken.amounts || need;
+                    taken.sides := taken.sides || side::smallint;
+                END LOOP;
+            END LOOP;
+            zeros := scaled(taken.amounts, 0);
+            steps := steps || ROW(
+                n, o.id,
+                CASE WHEN counted THEN 'count' ELSE o.op END, coalesce(x.key_id, o.key_id),
+                bucket_ids, amount, 0, 0, taken.ids, taken.amounts, zeros, zeros,
+                NULL, NULL, NULL, NULL)::ledger_step;
+        END IF;
+
+        made[n] := CASE
+            WHEN x.id IS NOT NULL THEN NULL
+            WHEN o.op = 'void' AND reason IS NULL THEN 'voided'
+            WHEN o.op <> 'reserve' OR reason IN (
+                'RESERVATION_ID_TOO_OLD', 'RESERVATION_ID_IN_FUTURE', 'DEADLINE_EXCEEDED',
+                'KEY_UNKNOWN', 'ABANDONED_HOLDS') THEN NULL
+            WHEN reason IS NOT NULL THEN 'refused'
+            WHEN counted THEN 'settled'
+            ELSE 'held'
+        END;
+        reasons[n] := reason;
+        facts[n] := refusal;
+        remainders[n] := CASE WHEN reason IS NULL THEN remaining END;
+        slices[n] := taken;
+        IF o.op = 'extend' AND reason IS NULL THEN
+            extended := true;
+        END IF;
     END LOOP;
 
-    UPDATE buckets b SET posted = u.posted, held = u.held, suspense = u.suspense
+    UPDATE buckets AS b SET posted = u.posted, held = u.held, suspense = u.suspense
     FROM unnest(b_ids, b_posted, b_held, b_suspense) AS u (id, posted, held, suspense)
     WHERE b.id = u.id
         AND (b.posted, b.held, b.suspense) IS DISTINCT FROM (u.posted, u.held, u.suspense);
@@ -586,133 +592,93 @@ BEGIN
     -- A new id that another transaction took meanwhile is a unique violation: the batch starts again
     -- and then sees what that one did.
     INSERT INTO reservations (
-        id, state, created_at, org_id, pool_id, key_id, request_id, attempt, pool, provider, model,
-        asked, asked_tokens, ttl_ms, end_user, tags, amount, tokens, bucket_ids, slice_ids,
+        id, state, created_at, epoch, org_id, pool_id, key_id, request_id, attempt, pool, provider,
+        model, asked, asked_tokens, ttl_ms, end_user, tags, amount, tokens, bucket_ids, slice_ids,
         slice_amounts, slice_sides, expires_at, remaining, refusal_reason, refusal, resolved_at)
-    SELECT o.id, w.state, moment, u.org_id, u.pool_id, o.key_id, o.request_id, o.attempt, u.pool,
-        o.provider, o.model, o.amount, o.tokens, o.ttl_ms, o.end_user, o.tags,
-        CASE w.state WHEN 'held' THEN o.amount ELSE 0 END,
-        CASE w.state WHEN 'held' THEN o.tokens ELSE 0 END,
-        CASE w.state WHEN 'refused' THEN '{}' ELSE u.bucket_ids END,
-        s.ids, s.amounts, s.sides,
-        CASE w.state WHEN 'held' THEN moment + o.ttl_ms * interval '1 millisecond' END,
-        remainders[o.n], reasons[o.n], facts[o.n],
+    SELECT u.id, w.state, moment, epoch_now, w.org_id, w.pool_id,
+        CASE u.op WHEN 'reserve' THEN u.key_id END, u.request_id, u.attempt, u.pool::pool_kind,
+        u.provider, u.model, u.amount, u.tokens, u.ttl_ms, u.end_user, u.tags,
+        CASE w.state WHEN 'held' THEN u.amount ELSE 0 END,
+        CASE w.state WHEN 'held' THEN u.tokens ELSE 0 END,
+        CASE WHEN w.state IN ('held', 'settled') THEN w.bucket_ids ELSE '{}' END,
+        (w.slices).ids, (w.slices).amounts, (w.slices).sides,
+        CASE w.state WHEN 'held' THEN moment + u.ttl_ms * interval '1 millisecond' END,
+        remainders[u.n], reasons[u.n], facts[u.n],
         CASE w.state WHEN 'held' THEN NULL ELSE moment END
-    FROM unnest(operations) AS o
-    JOIN unnest(routes) AS u
-        ON u.key_id = o.key_id AND u.provider = o.provider AND u.model = o.model
-        AND u.tags = o.tags AND u.pool = o.pool::pool_kind
-    CROSS JOIN LATERAL (
-        SELECT CASE
-            WHEN reasons[o.n] IS NOT NULL THEN 'refused'
-            WHEN u.pool = 'cache' THEN 'settled'
-            ELSE 'held'
-        END::reservation_state AS state
+    FROM unnest(operations) AS u, LATERAL (SELECT
+        made[u.n] AS state, slices[u.n] AS slices,
+        (path.routes[path.route_of[u.n]]).org_id AS org_id,
+        (path.routes[path.route_of[u.n]]).pool_id AS pool_id,
+        (path.routes[path.route_of[u.n]]).bucket_ids AS bucket_ids
     ) AS w
-    LEFT JOIN (
-        SELECT n, array_agg(b_ids[place] ORDER BY turn) AS ids,
-            array_agg(a ORDER BY turn) AS amounts, array_agg(side ORDER BY turn) AS sides
-        FROM unnest(s_n, s_places, s_amounts, s_sides) WITH ORDINALITY
-            AS t (n, place, a, side, turn)
-        GROUP BY n
-    ) AS s ON s.n = o.n
-    WHERE o.op = 'reserve' AND fresh[o.n] AND coalesce(reasons[o.n] NOT IN (
-        'RESERVATION_ID_TOO_OLD', 'RESERVATION_ID_IN_FUTURE', 'DEADLINE_EXCEEDED', 'KEY_UNKNOWN',
-        'ABANDONED_HOLDS'
-    ), true)
-    UNION ALL
-    SELECT o.id, 'voided', moment, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-        NULL, NULL, 0, 0, '{}', NULL, NULL, NULL, NULL, NULL, NULL, NULL, moment
-    FROM unnest(operations) AS o
-    WHERE o.op = 'void' AND fresh[o.n] AND reasons[o.n] IS NULL;
+    WHERE made[u.n] IS NOT NULL;
 
     UPDATE reservations AS x SET
-        state = CASE s.operation
-            WHEN 'expire' THEN 'expired' WHEN 'void' THEN 'voided' ELSE 'settled'
-        END::reservation_state,
+        state = s.state,
         resolved_at = moment,
         posted = s.posted,
-        released = greatest(-(s.held_sign + s.suspense_sign) * s.amount - s.posted, 0),
-        overage = s.posted > s.amount,
-        late = s.n > 0 AND s.held_sign = 0,
-        prompt_tokens = o.prompt_tokens, cached_prompt_tokens = o.cached_prompt_tokens,
-        completion_tokens = o.completion_tokens, reasoning_tokens = o.reasoning_tokens,
-        estimated = coalesce(o.estimated, false), outcome = o.outcome, trace_id = o.trace_id
-    FROM (SELECT DISTINCT ON (u.id) u.* FROM unnest(steps) AS u ORDER BY u.id, u.n DESC) AS s
-    LEFT JOIN unnest(operations) AS o ON o.n = s.n
-    WHERE x.id = s.id;
+        released = s.released,
+        overage = s.overage,
+        late = s.late,
+        prompt_tokens = u.prompt_tokens, cached_prompt_tokens = u.cached_prompt_tokens,
+        completion_tokens = u.completion_tokens, reasoning_tokens = u.reasoning_tokens,
+        estimated = coalesce(u.estimated, false), outcome = u.outcome, trace_id = u.trace_id
+    FROM unnest(steps) AS s, LATERAL (SELECT (operations[s.n]).*) AS u
+    WHERE x.id = s.id AND s.state IS NOT NULL;
 
-    UPDATE reservations AS x SET
-        amount = greatest(x.amount, o.amount),
-        tokens = greatest(x.tokens, o.tokens),
-        expires_at = greatest(x.expires_at, moment + o.ttl_ms * interval '1 millisecond'),
-        remaining = coalesce(remainders[o.n], x.remaining),
-        slice_ids = x.slice_ids || s.ids,
-        slice_amounts = x.slice_amounts || s.amounts,
-        slice_sides = x.slice_sides || s.sides
-    FROM unnest(operations) AS o
-    LEFT JOIN (
-        SELECT n, array_agg(b_ids[place] ORDER BY turn) AS ids,
-            array_agg(a ORDER BY turn) AS amounts, array_agg(side ORDER BY turn) AS sides
-        FROM unnest(s_n, s_places, s_amounts, s_sides) WITH ORDINALITY
-            AS t (n, place, a, side, turn)
-        GROUP BY n
-    ) AS s ON s.n = o.n
-    WHERE o.op = 'extend' AND reasons[o.n] IS NULL AND x.id = o.id;
+    IF extended THEN
+        UPDATE reservations AS x SET
+            amount = greatest(x.amount, u.amount),
+            tokens = greatest(x.tokens, u.tokens),
+            expires_at = greatest(x.expires_at, moment + u.ttl_ms * interval '1 millisecond'),
+            remaining = coalesce(remainders[u.n], x.remaining),
+            slice_ids = x.slice_ids || (slices[u.n]).ids,
+            slice_amounts = x.slice_amounts || (slices[u.n]).amounts,
+            slice_sides = x.slice_sides || (slices[u.n]).sides
+        FROM unnest(operations) AS u
+        WHERE u.op = 'extend' AND reasons[u.n] IS NULL AND x.id = u.id;
+    END IF;
 
     INSERT INTO entries (
         epoch, at, operation, reservation_id, account_id, bucket_ids, available, held, suspense,
         posted, slice_ids, slice_held, slice_suspense, slice_posted)
     SELECT epoch_now, moment, s.operation, s.id, s.key_id, s.bucket_ids,
-        -((s.held_sign + s.suspense_sign) * s.amount + s.posted), s.held_sign * s.amount,
-        s.suspense_sign * s.amount, s.posted, s.slice_ids, s.slice_held, s.slice_suspense,
-        s.slice_posted
-    FROM unnest(steps) AS s
-    UNION ALL
-    SELECT epoch_now, moment,
-        CASE WHEN t.counts THEN 'count' WHEN t.requests = 0 THEN 'extend' ELSE 'reserve'
-        END::entry_operation,
-        x.id, x.key_id, x.bucket_ids, -t.amount, t.amount, 0, 0, s.ids, s.amounts, s.zeros, s.zeros
-    FROM unnest(t_n, t_amount, t_requests, t_counts) AS t (n, amount, requests, counts)
-    JOIN reservations x ON x.id = (operations[t.n]).id
-    LEFT JOIN (
-        SELECT n, array_agg(b_ids[place] ORDER BY turn) AS ids,
-            array_agg(a ORDER BY turn) AS amounts, array_agg(0::bigint) AS zeros
-        FROM unnest(s_n, s_places, s_amounts) WITH ORDINALITY AS t (n, place, a, turn)
-        GROUP BY n
-    ) AS s ON s.n = t.n
-    WHERE reasons[t.n] IS NULL;
+        -(s.held + s.suspense + s.posted), s.held, s.suspense, s.posted,
+        s.slice_ids, s.slice_held, s.slice_suspense, s.slice_posted
+    FROM unnest(steps) AS s;
 
-    INSERT INTO alerts (alert_key, kind, at, account_id, detail)
-    SELECT f.kind || ':' || s.id, f.kind, moment, s.key_id, jsonb_build_object(
-        'reservation_id', s.id, 'amount_nano_usd', s.amount, 'posted_nano_usd', s.posted)
-    FROM unnest(steps) AS s, LATERAL (VALUES
-        ('overage', s.posted > s.amount),
-        -- Whoever reconciles knows.
-        ('late_settle', s.operation = 'late_settle'
-            AND (operations[s.n]).outcome IS DISTINCT FROM 'RECONCILED')) AS f (kind, is_so)
-    WHERE f.is_so
-    UNION ALL
-    SELECT format('threshold:%s:%s', u.id, per_cent), 'budget_threshold', moment, x.account_id,
-        jsonb_build_object(
-            'budget_id', x.id, 'budget_name', x.name, 'window', x.kind, 'percent', per_cent,
-            'limit_nano_usd', x.limit_amount, 'spent_nano_usd', u.posted + u.suspense,
-            'resets_at_ms',
-            (extract(epoch FROM window_end(x.kind, x.time_zone, b.window_key)) * 1000)::bigint)
-    FROM unnest(b_ids, b_posted, b_suspense, b_soft) AS u (id, posted, suspense, soft)
-    JOIN buckets b ON b.id = u.id
-    JOIN budgets x ON x.id = b.budget_id,
-        unnest(x.soft_percents) AS per_cent
-    WHERE u.posted + u.suspense >= u.soft
-        AND u.posted + u.suspense >= ceil(x.limit_amount::numeric * per_cent / 100)
-    ON CONFLICT DO NOTHING;
+    IF alarming THEN
+        INSERT INTO alerts (alert_key, kind, at, account_id, detail)
+        SELECT f.kind || ':' || s.id, f.kind, moment, s.key_id, jsonb_build_object(
+            'reservation_id', s.id, 'amount_nano_usd', (known[s.n]).amount,
+            'posted_nano_usd', s.posted)
+        FROM unnest(steps) AS s, LATERAL (VALUES
+            ('overage', s.overage),
+            -- Whoever reconciles knows.
+            ('late_settle', s.operation = 'late_settle'
+                AND (operations[s.n]).outcome IS DISTINCT FROM 'RECONCILED')) AS f (kind, is_so)
+        WHERE f.is_so
+        UNION ALL
+        SELECT format('threshold:%s:%s', u.id, per_cent), 'budget_threshold', moment, x.account_id,
+            jsonb_build_object(
+                'budget_id', x.id, 'budget_name', x.name, 'window', x.kind, 'percent', per_cent,
+                'limit_nano_usd', x.limit_amount, 'spent_nano_usd', u.posted + u.suspense,
+                'resets_at_ms',
+                (extract(epoch FROM window_end(x.kind, x.time_zone, b.window_key)) * 1000)::bigint)
+        FROM unnest(b_ids, b_posted, b_suspense, b_soft) AS u (id, posted, suspense, soft)
+        JOIN buckets b ON b.id = u.id
+        JOIN budgets x ON x.id = b.budget_id,
+            unnest(x.soft_percents, x.soft_amounts) AS t (per_cent, soft)
+        WHERE u.posted + u.suspense >= u.soft AND u.posted + u.suspense >= t.soft
+        ON CONFLICT DO NOTHING;
+    END IF;
 
-    RETURN QUERY SELECT o.n, reasons[o.n],
-        CASE WHEN reasons[o.n] IS NOT NULL THEN coalesce(facts[o.n], x.refusal) END,
-        x.amount, x.expires_at, coalesce(remainders[o.n], x.remaining), x.posted, x.released,
+    RETURN QUERY SELECT u.n, reasons[u.n],
+        CASE WHEN reasons[u.n] IS NOT NULL THEN coalesce(facts[u.n], x.refusal) END,
+        x.amount, x.expires_at, coalesce(remainders[u.n], x.remaining), x.posted, x.released,
         coalesce(x.overage, false), coalesce(x.late, false), moment
-    FROM unnest(operations) AS o LEFT JOIN reservations x ON x.id = o.id
-    ORDER BY o.n;
+    FROM unnest(operations) AS u LEFT JOIN reservations x ON x.id = u.id
+    ORDER BY u.n;
 END
 $$;
 
