@@ -55,6 +55,7 @@ def pairs_of(key_ids: Sequence[int], count: int, provider: str = PROVIDER) -> li
             usage=chat_pb2.Usage(prompt_tokens=400, completion_tokens=120),
             outcome="ok",
             trace_id="0af7651916cd43dd8448eb211c80319c",
+            key_id=reserve.key_id,
         )
         operation_id = reserve_id(number)
         made.append(

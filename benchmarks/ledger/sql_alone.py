@@ -60,7 +60,7 @@ def _prepare(key_ids: Sequence[int], start: int, count: int) -> tuple[Rows, Rows
         )
         settle = Settle(
             *(id_, unix_ms, POSTED_NANO_USD, 400, 0, 120, 0, False, "ok"),
-            "0af7651916cd43dd8448eb211c80319c",
+            *("0af7651916cd43dd8448eb211c80319c", key_id),
         )
         reserves.append(row(n + 1, Timed(reserve)))
         settles.append(row(n + 1, Timed(settle)))

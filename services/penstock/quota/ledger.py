@@ -47,6 +47,8 @@ class Extend(msgspec.Struct, frozen=True, gc=False):
     amount_nano_usd: int
     tokens: int
     ttl_ms: int
+    key_id: int | None = None
+    """The key that reserved; None: whoever asks is not of a key, and may."""
 
 
 class Settle(msgspec.Struct, frozen=True, gc=False):
@@ -62,6 +64,8 @@ class Settle(msgspec.Struct, frozen=True, gc=False):
     estimated: bool
     outcome: str
     trace_id: str
+    key_id: int | None = None
+    """See `Extend`."""
 
 
 class Void(msgspec.Struct, frozen=True, gc=False):
@@ -70,6 +74,8 @@ class Void(msgspec.Struct, frozen=True, gc=False):
     reservation_id: str
     id_unix_ms: int
     outcome: str
+    key_id: int | None = None
+    """See `Extend`."""
 
 
 Operation = Reserve | Extend | Settle | Void

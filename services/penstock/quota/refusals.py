@@ -15,7 +15,7 @@ from penstock.quota.account import (
     format_id,
     format_limit_id,
 )
-from penstock.quota.ledger import Operation, Reserve
+from penstock.quota.ledger import Operation
 
 _UNIT_NAMES: dict[BudgetUnit, str] = {
     "nano_usd": "nano-USD",
@@ -132,9 +132,11 @@ def too_late(operation: Operation) -> errors.PenstockError:
 def _told(reason: str, operation: Operation) -> errors.PenstockError:
     kind, text = _REASONS[reason]
     metadata = {"reservation_id": operation.reservation_id}
-    if isinstance(operation, Reserve):
+    # Whoever asked, and never whose it is.
+    if operation.key_id is not None:
         metadata["key_id"] = format_id("key", operation.key_id)
-    return kind(text.format(**metadata), reason=reason, metadata=metadata)
+    told = {"key_id": "that reserved"} | metadata
+    return kind(text.format(**told), reason=reason, metadata=metadata)
 
 
 _decode_limit = msgspec.json.Decoder(LimitFacts).decode
@@ -157,6 +159,10 @@ _REASONS: dict[str, tuple[type[errors.PenstockError], str]] = {
         "many abandoned holds are being resolved before {reservation_id}; try again",
     ),
     "RESERVATION_UNKNOWN": (errors.NotFound, "reservation {reservation_id} does not exist"),
+    "RESERVATION_NOT_YOURS": (
+        errors.PermissionDenied,
+        "reservation {reservation_id} is not of key {key_id}; nothing was changed",
+    ),
     "RESERVATION_REFUSED": (
         errors.FailedPrecondition,
         "reservation {reservation_id} was refused: there is nothing to settle",

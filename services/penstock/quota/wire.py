@@ -97,14 +97,16 @@ def parse_extend(message: quota_pb2.ExtendRequest) -> Extend:
         amount_nano_usd=faults.amount("amount_nano_usd", message.amount_nano_usd),
         tokens=faults.integer("tokens", message.tokens, low=0, high=TOKENS_MAX),
         ttl_ms=faults.integer("ttl_ms", message.ttl_ms, low=1, high=TTL_MS_MAX),
+        key_id=faults.account("key_id", message.key_id, "key"),
     )
     faults.check()
     return extend
 
 
-def parse_settle(message: quota_pb2.SettleRequest) -> Settle:
-    """Raises InvalidRequest with every fault."""
+def parse_settle(message: quota_pb2.SettleRequest, *, by_operator: bool = False) -> Settle:
+    """Raises InvalidRequest with every fault. An operator need not say whose it is."""
     faults = Faults()
+    of_any = by_operator and not message.key_id
     usage = message.usage
     settle = Settle(
         reservation_id=message.reservation_id,
@@ -117,6 +119,7 @@ def parse_settle(message: quota_pb2.SettleRequest) -> Settle:
         estimated=usage.estimated,
         outcome=faults.text("outcome", message.outcome, length_max=128),
         trace_id=faults.text("trace_id", message.trace_id, length_max=64),
+        key_id=None if of_any else faults.account("key_id", message.key_id, "key"),
     )
     faults.check()
     return settle
@@ -129,6 +132,7 @@ def parse_void(message: quota_pb2.VoidRequest) -> Void:
         reservation_id=message.reservation_id,
         id_unix_ms=faults.uuid7("reservation_id", message.reservation_id),
         outcome=faults.text("reason", message.reason, length_max=128),
+        key_id=faults.account("key_id", message.key_id, "key"),
     )
     faults.check()
     return void

@@ -2,7 +2,8 @@
 
 An extension is asked for while half a slice is still left, beside the stream, so that the stream
 does not wait for it. One that is refused is not asked for again: the answer goes on until what is
-held is used up, and ends there.
+held is used up, and ends there: as one at the edge of a budget, or, where the key may not go on at
+all (it was revoked meanwhile), as that error.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from penstock.core import ids
-from penstock.core.errors import DeadlineExceeded, FailedPrecondition, PenstockError, Unavailable
+from penstock.core.errors import DeadlineExceeded, PenstockError, PermissionDenied, Unavailable
 from penstock.core.telemetry_request import Child
 from penstock.quota.v1.quota_pb2 import (
     POOL_KIND_LOCAL,
@@ -22,7 +23,7 @@ from penstock.quota.v1.quota_pb2 import (
 )
 from penstock.router.backends.base import Chunk
 from penstock.router.estimate import Meter, Used
-from penstock.router.ledger_errors import REFUSALS
+from penstock.router.ledger_errors import ends_as_budget
 from penstock.router.ports import Ledger
 from penstock.router.receipt import FAIL_OPEN, OK
 from penstock.router.request import Request
@@ -101,6 +102,7 @@ class Hold:
         """Whether the chunk may be handed on. False: it lies beyond the budget; see `refusal`.
 
         Raises:
+            PermissionDenied: more must be held for it, and the key may spend no more.
             Unavailable, DeadlineExceeded: more must be held for it, and the ledger is silent.
         """
         slices = self.slices
@@ -110,7 +112,9 @@ class Hold:
         needed = slices.needed(chunk, self.meter.after(chunk))
         while not (self._is_open_ended or slices.holds(needed)):
             if self.refusal is not None:
-                return False
+                if ends_as_budget(self.refusal):
+                    return False
+                raise self.refusal
             extending = self._extending or self._extend(needed)
             await asyncio.wait({extending})
             extending.result()
@@ -134,7 +138,11 @@ class Hold:
         if self.reservation_id == FAIL_OPEN:
             return False
         if outcome != OK and used.usage == Usage():
-            void = VoidRequest(reservation_id=self.reservation_id, reason=outcome)
+            void = VoidRequest(
+                reservation_id=self.reservation_id,
+                reason=outcome,
+                key_id=self.request.principal.key_id,
+            )
             with self.span.child("quota void") as span:
                 return await self.ledger.void(void, span.traceparent)
         settle = SettleRequest(
@@ -143,6 +151,7 @@ class Hold:
             usage=used.usage,
             outcome=outcome,
             trace_id=trace_id,
+            key_id=self.request.principal.key_id,
         )
         with self.span.child("quota settle") as span:
             return await self.ledger.settle(settle, span.traceparent)
@@ -158,6 +167,7 @@ class Hold:
             amount_nano_usd=part.amount_nano_usd,
             tokens=part.tokens,
             ttl_ms=ttl_ms_of(self.request),
+            key_id=self.request.principal.key_id,
         )
         try:
             with self.span.child("quota extend") as span:
@@ -167,7 +177,7 @@ class Hold:
             self._lost = error
         except PenstockError as error:
             self.refusal = error
-            if not isinstance(error, (*REFUSALS, FailedPrecondition)):
+            if not (ends_as_budget(error) or isinstance(error, PermissionDenied)):
                 logger.exception("the ledger refused to extend %s", self.reservation_id)
         finally:
             self._extending = None

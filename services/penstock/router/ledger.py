@@ -140,7 +140,11 @@ class QuotaLedger:
             # Also where the caller is cancelled: the hold may be there, and no use is made of it.
             # What was only counted holds nothing.
             if sent and not answered and request.pool != POOL_KIND_CACHE:
-                void = VoidRequest(reservation_id=request.reservation_id, reason=LOST_ANSWER)
+                void = VoidRequest(
+                    reservation_id=request.reservation_id,
+                    reason=LOST_ANSWER,
+                    key_id=request.key_id,
+                )
                 self._resolve(Operation(void=void, traceparent=traceparent), LOST_RESERVES_MAX)
         if result.WhichOneof("result") == "error":
             raise error_of(result.error, self._clock)

@@ -4,7 +4,13 @@ import grpc
 from google.protobuf.message import Message
 
 from penstock.core.clock import Clock
-from penstock.core.errors import BudgetExceeded, CreditExhausted, PenstockError, RateLimited
+from penstock.core.errors import (
+    BudgetExceeded,
+    CreditExhausted,
+    FailedPrecondition,
+    PenstockError,
+    RateLimited,
+)
 from penstock.core.status import kind_of
 from penstock.quota.v1.quota_pb2 import BudgetRefusal, OperationError, OperationResult
 
@@ -56,6 +62,13 @@ def error_of(error: OperationError, clock: Clock) -> PenstockError:
         metadata=metadata,
         retry_after_seconds=retry_after_seconds,
     )
+
+
+def ends_as_budget(refusal: PenstockError) -> bool:
+    """Of an extension: no more can be held, and what was held is good. A key that was revoked or an
+    account that was suspended meanwhile is another matter, and told as such.
+    """
+    return isinstance(refusal, (*REFUSALS, FailedPrecondition))
 
 
 def is_of_caller(refusal: PenstockError) -> bool:

@@ -6,7 +6,7 @@ from penstock.core import semconv, telemetry_content
 from penstock.core.semconv import Attributes
 from penstock.router.estimate import Used
 from penstock.router.policy import Attempt
-from penstock.router.receipt import Tally
+from penstock.router.receipt import OK, Tally
 from penstock.router.request import Request
 from penstock.router.v1.router_pb2 import CacheVerdict, Receipt
 from penstock.type.v1.chat_pb2 import Choice
@@ -61,7 +61,10 @@ def of_use(used: Used, reservation_id: str, held_nano_usd: int) -> Attributes:
 
 
 def of_receipt(receipt: Receipt) -> Attributes:
-    return {
+    # An attempt that was answered and yet refused more was cut where no more could be held.
+    is_cut = bool(receipt.attempts) and receipt.attempts[-1].outcome != OK
+    ended: Attributes = {semconv.FINISH_REASONS: (semconv.BUDGET,)} if is_cut else {}
+    return ended | {
         semconv.PROVIDER: receipt.provider,
         semconv.RESPONSE_MODEL: receipt.model,
         semconv.REASON: receipt.reason,

@@ -103,3 +103,28 @@ async def test_a_test_reaches_every_webhook_and_tells_how_each_answered(books: B
     assert ["penstock.alert"] == [span.name for span in exporter.get_finished_spans()]
     telemetry.shutdown()
     assert 0 == await books.value("SELECT count(*) FROM alerts")
+
+
+async def test_a_dry_run_of_a_test_tells_what_would_go_where_and_sends_nothing(
+    books: Books,
+) -> None:
+    exporter = InMemorySpanExporter()
+    telemetry = Telemetry("quota", exporter)
+    async with receiver() as generic, receiver() as slack:
+        admin = _admin(books, webhook(generic), webhook(slack, "slack"), telemetry=telemetry)
+        request = admin_pb2.TestAlertsRequest()
+        tried = await admin.test_alerts(request, dry_run=True)
+        assert ([], []) == (generic.received, slack.received)
+        telemetry.flush()
+        assert () == exporter.get_finished_spans()
+
+        await admin.test_alerts(request)
+
+        # The clock stands still: it is what was sent, byte for byte.
+        sent = [to.received[0].body.decode() for to in (generic, slack)]
+        assert [
+            (f"127.0.0.1:{to.port}", shape, 0, "not sent: this is a dry run", 0.0, body)
+            for to, shape, body in zip((generic, slack), ("generic", "slack"), sent, strict=True)
+        ] == [(d.host, d.shape, d.status, d.error, d.seconds, d.body) for d in tried.deliveries]
+    telemetry.shutdown()
+    assert 0 == await books.value("SELECT count(*) FROM alerts")

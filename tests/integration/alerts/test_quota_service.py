@@ -25,7 +25,9 @@ SECRET = "a-secret-of-at-least-24-bytes"
 async def _spend(quota: QuotaProcess, key_id: str, held: int, used: int) -> None:
     id_ = uuid7()
     await quota.quota.Reserve(reserve_request(id_, key_id, held), metadata=SERVICE)
-    settle = quota_pb2.SettleRequest(reservation_id=id_, amount_nano_usd=used, outcome="ok")
+    settle = quota_pb2.SettleRequest(
+        reservation_id=id_, amount_nano_usd=used, outcome="ok", key_id=key_id
+    )
     await quota.quota.Settle(settle, metadata=SERVICE)
 
 
@@ -41,6 +43,12 @@ async def test_each_threshold_and_overage_reaches_the_receiver_once_from_two_pro
             await asyncio.gather(_spend(one, key.id, 30, 30), _spend(two, key.id, 30, 30))
             await _spend(two, key.id, 40, 45)
             await to.until(4)
+            tried = await one.admin.TestAlerts(
+                admin_pb2.TestAlertsRequest(), metadata=(*ADMIN, ("x-penstock-dry-run", "1"))
+            )
+            assert [(0, "not sent: this is a dry run")] == [
+                (d.status, d.error) for d in tried.deliveries
+            ]
             answer = await two.admin.TestAlerts(admin_pb2.TestAlertsRequest(), metadata=ADMIN)
             assert [(204, "")] == [(d.status, d.error) for d in answer.deliveries]
             listed = (

@@ -3,14 +3,14 @@
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from penstock.core.channel import connect
-from penstock.core.errors import BudgetExceeded, CreditExhausted, RateLimited
+from penstock.core.errors import BudgetExceeded, CreditExhausted, PermissionDenied, RateLimited
 from penstock.core.postgres_server import PrivateServer
 from penstock.quota.audit import audit_dsn
 from penstock.quota.v1 import admin_pb2
@@ -102,6 +102,32 @@ async def test_an_answer_ends_at_the_budgets_edge_and_costs_what_was_delivered(
     assert 39 == words(events)
     cost = 10 * 1_000 + 39 * WORD
     assert cost == events[-1].receipt.cost_nano_usd
+    assert (cost, 0, 0) == await place.quota.balances(key_id)
+
+
+async def test_a_key_revoked_in_mid_stream_ends_as_that_and_pays_what_was_delivered(
+    place: Place,
+) -> None:
+    key_id = await place.key(10**9)
+    house = House(local=local_words(80), slice_tokens=20, ledger=place.ledger)
+    events: list[Event] = []
+
+    async def read() -> None:
+        async with aclosing(house.flow.run(request("local/small", key_id=key_id))) as flow:
+            async for event in flow:
+                if not words(events) and words([event]):
+                    await place.quota.admin.RevokeKey(
+                        admin_pb2.RevokeKeyRequest(key_id=key_id), metadata=ADMIN
+                    )
+                events.append(event)
+
+    with pytest.raises(PermissionDenied) as ended:
+        await read()
+
+    cost = 10 * 1_000 + 19 * WORD
+    assert ("KEY_REVOKED", str(cost)) == (ended.value.reason, ended.value.metadata["cost_nano_usd"])
+    # The slice that it held was paid for; nothing says `budget`.
+    assert ([], 19) == (ends(events), words(events))
     assert (cost, 0, 0) == await place.quota.balances(key_id)
 
 

@@ -41,7 +41,10 @@ def soon() -> Deadline:
 
 def settle(reserve: ReserveRequest, amount_nano_usd: int) -> SettleRequest:
     return SettleRequest(
-        reservation_id=reserve.reservation_id, amount_nano_usd=amount_nano_usd, outcome="ok"
+        reservation_id=reserve.reservation_id,
+        amount_nano_usd=amount_nano_usd,
+        outcome="ok",
+        key_id=reserve.key_id,
     )
 
 
@@ -64,7 +67,7 @@ async def test_holds_are_settled_voided_and_refused_by_name(
         assert "never" in refused.value.message
         assert await ledger.settle(settle(spent, 150)) is True
         assert await ledger.settle(settle(spent, 150)) is True
-        void = VoidRequest(reservation_id=given_back.reservation_id, reason="TEST")
+        void = VoidRequest(reservation_id=given_back.reservation_id, reason="TEST", key_id=key_id)
         assert await ledger.void(void) is True
         assert await quota.balances(key_id) == (150, 0, 0)
         with pytest.raises(Conflict):

@@ -7,12 +7,14 @@ import pytest
 
 from penstock.core.errors import (
     BudgetExceeded,
+    CapacityExhausted,
     CreditExhausted,
     FailedPrecondition,
     PenstockError,
+    PermissionDenied,
     Unavailable,
 )
-from penstock.router.backends.base import Chunk
+from penstock.router.backends.base import AttemptFailed, Billing, Chunk
 from penstock.router.events import Delta, Done, Event, Started
 from penstock.type.v1.chat_pb2 import (
     FINISH_REASON_BUDGET,
@@ -136,6 +138,45 @@ async def test_a_refused_extension_ends_the_answer_where_the_hold_ends(refusal: 
     assert [refusal.reason] == [s.outcome for s in house.ledger.settled]
     assert 1 == len(house.ledger.extends)
     assert ({}, []) == (house.ledger.held, house.ledger.overages)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("reason", ["KEY_REVOKED", "KEY_EXPIRED", "ACCOUNT_SUSPENDED"])
+async def test_a_key_that_may_not_go_on_ends_the_answer_as_its_error_and_not_as_a_budget(
+    reason: str, stream: bool
+):
+    house = House(local=local_words(60), slice_tokens=20)
+    house.ledger.extension = PermissionDenied("not any more", reason=reason)
+    events: list[Event] = []
+
+    async def read() -> None:
+        async with aclosing(house.flow.run(request(stream=stream))) as flow:
+            async for event in flow:
+                events.append(event)  # noqa: PERF401  what came before the error
+
+    with pytest.raises(PermissionDenied) as ended:
+        await read()
+    assert reason == ended.value.reason
+    assert (19 if stream else 0, []) == (len(text(events).split()), ends(events))
+    assert 1 == house.local.closed_early
+    assert 10 * 1_000 + 19 * LOCAL_OUTPUT == house.ledger.posted_nano_usd
+    assert str(house.ledger.posted_nano_usd) == ended.value.metadata["cost_nano_usd"]
+    assert [reason] == [s.outcome for s in house.ledger.settled]
+    assert [] == house.paid.calls
+    assert (1, {}, []) == (len(house.ledger.extends), house.ledger.held, house.ledger.overages)
+
+
+async def test_every_operation_says_which_key_reserved():
+    house = House(local=local_words(60), slice_tokens=20)
+    await house.run(request())
+    (reserve,), (settle,) = house.ledger.reserves, house.ledger.settled
+    assert reserve.key_id
+    assert {reserve.key_id} == {settle.key_id, *(e.key_id for e in house.ledger.extends)}
+    full = AttemptFailed(CapacityExhausted("full"), billing=Billing.NOTHING, fall_back=True)
+    failed = House(paid=[full], slice_tokens=20)
+    with pytest.raises(CapacityExhausted):
+        await failed.run(request("acme/large"))
+    assert [reserve.key_id] == [v.key_id for v in failed.ledger.voided]
 
 
 async def test_the_upstream_has_stopped_before_the_client_is_told():

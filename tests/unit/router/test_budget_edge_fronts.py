@@ -16,11 +16,12 @@ from penstock.core.errors import (
     BudgetExceeded,
     CreditExhausted,
     PenstockError,
+    PermissionDenied,
     RateLimited,
 )
 from penstock.core.status import from_rpc_error
 from penstock.router.v1.router_pb2 import GenerateRequest
-from penstock.type.v1.chat_pb2 import FINISH_REASON_BUDGET
+from penstock.type.v1.chat_pb2 import FINISH_REASON_BUDGET, ChoiceDelta
 from support.chat import chat
 from support.fronts import FrontHouse, front_house, metadata
 from support.ports import limited, local_words
@@ -103,6 +104,56 @@ async def test_a_stream_over_grpc_says_budget_and_then_the_receipt(house: FrontH
     assert [FINISH_REASON_BUDGET] == [d.finish_reason for d in deltas if d.finish_reason]
     assert 19 == len("".join(d.content for d in deltas).split())
     assert COST == replies[-1].receipt.cost_nano_usd == house.ledger.posted_nano_usd
+
+
+REVOKED = PermissionDenied("key key_1 is revoked; use another", reason="KEY_REVOKED")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_key_revoked_in_mid_stream_is_told_as_that_over_http(
+    house: FrontHouse, http: httpx.AsyncClient, stream: bool
+):
+    house.ledger.extension = REVOKED
+    answer = await http.post("/v1/chat/completions", json=BODY | {"stream": stream})
+    if stream:
+        assert "budget" not in answer.text
+        assert "[DONE]" not in answer.text
+        *pieces, last = [
+            json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n") if line
+        ]
+        said = "".join(p["choices"][0]["delta"].get("content", "") for p in pieces)
+        assert 19 == len(said.split())
+    else:
+        assert 403 == answer.status_code
+        last = answer.json()
+    assert REVOKED.message == last["error"]["message"]
+    assert "KEY_REVOKED" == last["penstock"]["reason"]
+    assert str(COST) == last["penstock"]["metadata"]["cost_nano_usd"]
+    assert COST == house.ledger.posted_nano_usd
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_key_revoked_in_mid_stream_is_told_as_that_over_grpc(
+    house: FrontHouse, stream: bool
+):
+    house.ledger.extension = REVOKED
+    deltas: list[ChoiceDelta] = []
+
+    async def read() -> None:
+        if stream:
+            async for reply in house.stub.GenerateStream(ASK, metadata=metadata()):
+                deltas.extend(reply.deltas)
+        else:
+            await house.stub.Generate(ASK, metadata=metadata())
+
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        await read()
+    assert grpc.StatusCode.PERMISSION_DENIED == failed.value.code()
+    told = from_rpc_error(failed.value)
+    assert ("KEY_REVOKED", str(COST)) == (told.reason, told.metadata["cost_nano_usd"])
+    assert (19 if stream else 0) == len("".join(d.content for d in deltas).split())
+    assert not [d for d in deltas if d.finish_reason]
+    assert COST == house.ledger.posted_nano_usd
 
 
 @pytest.mark.parametrize("stream", [False, True])

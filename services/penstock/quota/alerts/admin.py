@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from penstock.core.clock import Clock
 from penstock.core.money import INT64_MAX
 from penstock.core.telemetry import Telemetry
-from penstock.quota.alerts import event
+from penstock.quota.alerts import event, shapes
 from penstock.quota.alerts.alert import KINDS, Alert, Listed
 from penstock.quota.alerts.alert_store import AlertStore
 from penstock.quota.alerts.config import Webhook
@@ -21,6 +21,7 @@ from penstock.quota.v1 import admin_pb2
 
 ALERTS_PAGE_DEFAULT = 100
 ALERTS_PAGE_MAX = 1_000
+DRY_RUN = "not sent: this is a dry run"
 
 
 class AlertsAdmin:
@@ -78,15 +79,20 @@ class AlertsAdmin:
         )
 
     async def test_alerts(
-        self, request: admin_pb2.TestAlertsRequest
+        self, request: admin_pb2.TestAlertsRequest, *, dry_run: bool = False
     ) -> admin_pb2.TestAlertsResponse:
-        """Sends a test to every webhook at once, one try each, and emits its event.
+        """Sends a test to every webhook at once, one try each, and emits its event. A dry run only
+        tells what would go where.
 
         It is no fact of the ledger, so it is not kept.
         """
         del request
         at = datetime.fromtimestamp(self._clock.unix_seconds(), UTC)
         alert = Alert(0, "test", at, "", "", {})
+        if dry_run:
+            return admin_pb2.TestAlertsResponse(
+                deliveries=[_unsent(alert, webhook) for webhook in self._webhooks]
+            )
         event.tell(alert, self._telemetry)
         answers = await asyncio.gather(
             *(self._poster.post(alert, webhook, uuid.uuid4().hex) for webhook in self._webhooks)
@@ -103,6 +109,15 @@ class AlertsAdmin:
                 for webhook, answer in zip(self._webhooks, answers, strict=True)
             ]
         )
+
+
+def _unsent(alert: Alert, webhook: Webhook) -> admin_pb2.Delivery:
+    return admin_pb2.Delivery(
+        host=webhook.host,
+        shape=webhook.shape,
+        error=DRY_RUN,
+        body=shapes.body(alert, webhook.shape).decode(),
+    )
 
 
 def _listed(row: Listed) -> admin_pb2.Alert:

@@ -1,4 +1,5 @@
-"""Looks for facts that no single operation of the ledger can see, and records each once.
+"""Looks for facts that no single operation of the ledger can see, and records each once; deletes
+what is long over.
 
 Any number of processes may do it at once. A fact is once by its `alert_key`, whoever finds it; that
 a check runs in one process at a time only saves work. All time is the database's.
@@ -13,6 +14,7 @@ import msgspec
 
 from penstock.core import postgres
 from penstock.quota.alerts.forecast import KINDS, LIMIT_PARTS_MIN, Spending, exhausted_at
+from penstock.quota.alerts.pruning import PRUNE_EVERY, prune_page
 from penstock.quota.store.database import Database
 
 GRANT_NOTICES_DAYS = (1, 7)
@@ -110,15 +112,26 @@ class Evaluator:
         """Makes every check that no process has made for a while."""
         for kind, check in self._checks.items():
             async with self._database.connection() as connection, connection.transaction():
-                if await self._begin(connection, kind):
+                if await self._begin(connection, kind, self._every):
                     await _record(connection, kind, await check(connection))
+        await self._prune()
 
-    async def _begin(self, connection: postgres.Connection, name: str) -> bool:
+    async def _prune(self) -> None:
+        """A page in a transaction: it may take as many as it wants, and holds up nobody."""
+        async with self._database.connection() as connection, connection.transaction():
+            if not await self._begin(connection, "prune", PRUNE_EVERY):
+                return
+        last: int | None = 0
+        while last is not None:
+            async with self._database.connection() as connection:
+                last, _ = await prune_page(connection, last)
+
+    async def _begin(self, connection: postgres.Connection, name: str, every: timedelta) -> bool:
         """Whether it is due and nobody else is at it. A process that dies leaves it due."""
         await connection.execute(
             "INSERT INTO alert_checks VALUES ($1, '-infinity') ON CONFLICT DO NOTHING", name
         )
-        if await connection.fetchval(_BEGIN_CHECK, name, self._every) is None:
+        if await connection.fetchval(_BEGIN_CHECK, name, every) is None:
             return False
         await connection.execute(
             "UPDATE alert_checks SET ran_at = ledger_now() WHERE name = $1", name

@@ -6,10 +6,15 @@ from typing import Any
 import asyncpg
 
 from penstock.core import errors, postgres
+from penstock.core.money import format_usd
 from penstock.quota.account import AccountKind, format_id
 from penstock.quota.store.changes import Change, Writing, changing
-from penstock.quota.store.database import Database
+from penstock.quota.store.database import BUSY, BUSY_RETRY_SECONDS, Database
 from penstock.quota.store.entry_store import entry_by_id
+from penstock.quota.store.reused import reused
+
+LOOKS_MAX = 20
+"""At where a reservation lies: an extension puts it into more, but soon there is no more."""
 
 # As apply_batch does: a threshold that was passed is told of once.
 _WARN = """
@@ -62,6 +67,7 @@ class AdjustStore:
             Conflict: ADJUSTMENT_KEY_REUSED.
             FailedPrecondition: ADJUSTMENT_BELOW_ZERO, BUDGET_MISSING, RESERVATION_HELD,
                 RESERVATION_IN_SUSPENSE, RESERVATION_REFUSED, RESERVATION_VOIDED.
+            Unavailable: LEDGER_BUSY, or it is away.
         """
         async with changing(self._database, change) as writing:
             connection = writing.connection
@@ -112,20 +118,16 @@ async def _check_target(connection: postgres.Connection, wanted: Adjustment) -> 
 
 async def _repeated(connection: postgres.Connection, wanted: Adjustment) -> asyncpg.Record:
     made = await connection.fetchrow(
-        "SELECT entry_id, account_id IS NOT DISTINCT FROM $2"
-        " AND reservation_id IS NOT DISTINCT FROM $3 AND amount = $4 AS same"
-        " FROM adjustments WHERE adjustment_key = $1",
+        "SELECT x.entry_id, x.reservation_id, x.amount, a.kind, a.id AS account_id"
+        " FROM adjustments x LEFT JOIN accounts a ON a.id = x.account_id"
+        " WHERE x.adjustment_key = $1",
         wanted.adjustment_key,
-        None if wanted.account is None else wanted.account[1],
-        wanted.reservation_id,
-        wanted.amount_nano_usd,
     )
-    if not made["same"]:
-        raise errors.Conflict(
-            f"adjustment_key {wanted.adjustment_key!r} is of an adjustment with other fields;"
-            " another adjustment takes another key",
-            reason="ADJUSTMENT_KEY_REUSED",
-        )
+    account = None if made["kind"] is None else (made["kind"], made["account_id"])
+    reservation_id = None if made["reservation_id"] is None else str(made["reservation_id"])
+    was = Adjustment(wanted.adjustment_key, account, reservation_id, made["amount"])
+    if was != wanted:
+        raise reused("adjustment", wanted.adjustment_key, _fields(was), _fields(wanted))
     row = await entry_by_id(connection, made["entry_id"])
     if row is None:
         raise errors.NotFound(
@@ -134,6 +136,15 @@ async def _repeated(connection: postgres.Connection, wanted: Adjustment) -> asyn
             reason="ENTRY_DETACHED",
         )
     return row
+
+
+def _fields(of: Adjustment) -> dict[str, object]:
+    """By the contract's names."""
+    return {
+        "account_id": "" if of.account is None else format_id(*of.account),
+        "reservation_id": of.reservation_id or "",
+        "amount_nano_usd": of.amount_nano_usd,
+    }
 
 
 async def _adjust_account(writing: Writing, account: tuple[AccountKind, int], amount: int) -> int:
@@ -207,9 +218,12 @@ async def _adjust_reservation(writing: Writing, reservation_id: str, amount: int
 async def _lock_reservation(
     connection: postgres.Connection, reservation_id: str
 ) -> tuple[Any, list[asyncpg.Record]]:
-    """The reservation, and everything that it lies in, locked: nobody else changes it then."""
+    """The reservation, and everything that it lies in, locked: nobody else changes it then.
+
+    Raises Unavailable (LEDGER_BUSY) where it lies in more at each of many looks.
+    """
     held: list[asyncpg.Record] = []
-    while True:
+    for _ in range(LOOKS_MAX):
         reservation = await connection.fetchrow(
             "SELECT *, bucket_ids || coalesce(slice_ids, '{}') AS lies_in FROM reservations"
             " WHERE id = $1",
@@ -222,6 +236,11 @@ async def _lock_reservation(
             " WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE",
             reservation["lies_in"],
         )
+    raise errors.Unavailable(
+        f"reservation {reservation_id} is being changed by others all the while; try again",
+        reason=BUSY,
+        retry_after_seconds=BUSY_RETRY_SECONDS,
+    )
 
 
 def _check_state(reservation: Any) -> None:
@@ -251,8 +270,8 @@ def _check_floor(posted: list[int], amounts: list[int]) -> None:
     for was, amount in zip(posted, amounts, strict=True):
         if amount < 0 and was + amount < 0:
             raise errors.FailedPrecondition(
-                f"amount_nano_usd: gives back {-amount}, where {was} nano-USD are posted; at most"
-                " what was posted can be given back",
+                f"{format_usd(-amount)} USD are to be given back, where {format_usd(was)} USD are"
+                " posted; at most what was posted can be given back",
                 reason="ADJUSTMENT_BELOW_ZERO",
                 metadata={"posted_nano_usd": str(was)},
             )

@@ -139,6 +139,11 @@ class AdminServiceStub(object):
                 request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListPoolsRequest.SerializeToString,
                 response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListPoolsResponse.FromString,
                 _registered_method=True)
+        self.ClosePool = channel.unary_unary(
+                '/penstock.quota.v1.AdminService/ClosePool',
+                request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ClosePoolRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Pool.FromString,
+                _registered_method=True)
         self.Adjust = channel.unary_unary(
                 '/penstock.quota.v1.AdminService/Adjust',
                 request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.AdjustRequest.SerializeToString,
@@ -323,6 +328,15 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ClosePool(self, request, context):
+        """Takes all providers out of it: they are free for another pool, or none. Its credit, its limits and its
+        entries stay, and apply to nothing until SetPool opens it again. Refused (POOL_IN_USE) while attempts
+        hold or are in suspense in it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Adjust(self, request, context):
         """Posts an amount, or gives one back, on an account's open budgets or on one reservation.
         """
@@ -487,6 +501,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListPools,
                     request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListPoolsRequest.FromString,
                     response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ListPoolsResponse.SerializeToString,
+            ),
+            'ClosePool': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClosePool,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.ClosePoolRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.Pool.SerializeToString,
             ),
             'Adjust': grpc.unary_unary_rpc_method_handler(
                     servicer.Adjust,
@@ -1078,6 +1097,33 @@ class AdminService(object):
             '/penstock.quota.v1.AdminService/ListPools',
             penstock_dot_quota_dot_v1_dot_admin__pb2.ListPoolsRequest.SerializeToString,
             penstock_dot_quota_dot_v1_dot_admin__pb2.ListPoolsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClosePool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.AdminService/ClosePool',
+            penstock_dot_quota_dot_v1_dot_admin__pb2.ClosePoolRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_admin__pb2.Pool.FromString,
             options,
             channel_credentials,
             insecure,

@@ -69,6 +69,11 @@ class AdminServiceStub:
     it share its credit and its limits.
     """
     ListPools: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListPoolsRequest, _admin_pb2.ListPoolsResponse]
+    ClosePool: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ClosePoolRequest, _admin_pb2.Pool]
+    """Takes all providers out of it: they are free for another pool, or none. Its credit, its limits and its
+    entries stay, and apply to nothing until SetPool opens it again. Refused (POOL_IN_USE) while attempts
+    hold or are in suspense in it.
+    """
     Adjust: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AdjustRequest, _quota_pb2.Entry]
     """Posts an amount, or gives one back, on an account's open budgets or on one reservation."""
     Reconcile: _grpc.StreamStreamMultiCallable[_admin_pb2.ReconcileRequest, _admin_pb2.ReconcileResponse]
@@ -129,6 +134,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     it share its credit and its limits.
     """
     ListPools: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListPoolsRequest, _admin_pb2.ListPoolsResponse]  # type: ignore[assignment]
+    ClosePool: _aio.UnaryUnaryMultiCallable[_admin_pb2.ClosePoolRequest, _admin_pb2.Pool]  # type: ignore[assignment]
+    """Takes all providers out of it: they are free for another pool, or none. Its credit, its limits and its
+    entries stay, and apply to nothing until SetPool opens it again. Refused (POOL_IN_USE) while attempts
+    hold or are in suspense in it.
+    """
     Adjust: _aio.UnaryUnaryMultiCallable[_admin_pb2.AdjustRequest, _quota_pb2.Entry]  # type: ignore[assignment]
     """Posts an amount, or gives one back, on an account's open budgets or on one reservation."""
     Reconcile: _aio.StreamStreamMultiCallable[_admin_pb2.ReconcileRequest, _admin_pb2.ReconcileResponse]  # type: ignore[assignment]
@@ -306,6 +316,17 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.ListPoolsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ListPoolsResponse, _abc.Awaitable[_admin_pb2.ListPoolsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ClosePool(
+        self,
+        request: _admin_pb2.ClosePoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Pool, _abc.Awaitable[_admin_pb2.Pool]]:
+        """Takes all providers out of it: they are free for another pool, or none. Its credit, its limits and its
+        entries stay, and apply to nothing until SetPool opens it again. Refused (POOL_IN_USE) while attempts
+        hold or are in suspense in it.
+        """
 
     @_abc_1.abstractmethod
     def Adjust(

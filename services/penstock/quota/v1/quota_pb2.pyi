@@ -309,12 +309,15 @@ class ExtendRequest(_message.Message):
     AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     TTL_MS_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
     amount_nano_usd: _builtins.int
     """In all, with what was held before."""
     tokens: _builtins.int
     ttl_ms: _builtins.int
     """1 to 86,400,000."""
+    key_id: _builtins.str
+    """The key that reserved, as in ReserveRequest; another's is refused with RESERVATION_NOT_YOURS."""
     def __init__(
         self,
         *,
@@ -322,10 +325,11 @@ class ExtendRequest(_message.Message):
         amount_nano_usd: _builtins.int = ...,
         tokens: _builtins.int = ...,
         ttl_ms: _builtins.int = ...,
+        key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano_usd", b"amount_nano_usd", "reservation_id", b"reservation_id", "tokens", b"tokens", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano_usd", b"amount_nano_usd", "key_id", b"key_id", "reservation_id", b"reservation_id", "tokens", b"tokens", "ttl_ms", b"ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -368,12 +372,17 @@ class SettleRequest(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
     amount_nano_usd: _builtins.int
     """What was used. More than was reserved is posted all the same (LEDGER, I6)."""
     outcome: _builtins.str
     """"ok", or the UPPER_SNAKE reason of the attempt's error."""
     trace_id: _builtins.str
+    key_id: _builtins.str
+    """The key that reserved, as in ReserveRequest; another's is refused with RESERVATION_NOT_YOURS. An operator
+    who resolves suspense may leave it empty.
+    """
     @_builtins.property
     def usage(self) -> _chat_pb2.Usage:
         """Its `estimated` marks an amount that is a bound, to be corrected by reconciliation."""
@@ -386,10 +395,11 @@ class SettleRequest(_message.Message):
         usage: _chat_pb2.Usage | None = ...,
         outcome: _builtins.str = ...,
         trace_id: _builtins.str = ...,
+        key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano_usd", b"amount_nano_usd", "outcome", b"outcome", "reservation_id", b"reservation_id", "trace_id", b"trace_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_nano_usd", b"amount_nano_usd", "key_id", b"key_id", "outcome", b"outcome", "reservation_id", b"reservation_id", "trace_id", b"trace_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -431,18 +441,22 @@ class VoidRequest(_message.Message):
 
     RESERVATION_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    KEY_ID_FIELD_NUMBER: _builtins.int
     reservation_id: _builtins.str
     reason: _builtins.str
     """UPPER_SNAKE reason: nothing was sent upstream, or the upstream did not bill."""
+    key_id: _builtins.str
+    """The key that reserved, as in ReserveRequest; another's is refused with RESERVATION_NOT_YOURS."""
     def __init__(
         self,
         *,
         reservation_id: _builtins.str = ...,
         reason: _builtins.str = ...,
+        key_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "reservation_id", b"reservation_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "reason", b"reason", "reservation_id", b"reservation_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -669,6 +683,7 @@ class Balance(_message.Message):
     GRANTS_FIELD_NUMBER: _builtins.int
     RATES_FIELD_NUMBER: _builtins.int
     AT_FIELD_NUMBER: _builtins.int
+    UNUSABLE_GRANTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def budgets(self) -> _containers.RepeatedCompositeFieldContainer[Global___BudgetBalance]: ...
     @_builtins.property
@@ -677,6 +692,12 @@ class Balance(_message.Message):
     def rates(self) -> _containers.RepeatedCompositeFieldContainer[Global___RateBalance]: ...
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def unusable_grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___GrantBalance]:
+        """Grants of the same accounts that nothing can be taken from now, each with its `state`: at most 100,
+        those that end last first.
+        """
+
     def __init__(
         self,
         *,
@@ -684,10 +705,11 @@ class Balance(_message.Message):
         grants: _abc.Iterable[Global___GrantBalance] | None = ...,
         rates: _abc.Iterable[Global___RateBalance] | None = ...,
         at: _timestamp_pb2.Timestamp | None = ...,
+        unusable_grants: _abc.Iterable[Global___GrantBalance] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "budgets", b"budgets", "grants", b"grants", "rates", b"rates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "budgets", b"budgets", "grants", b"grants", "rates", b"rates", "unusable_grants", b"unusable_grants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -696,6 +718,26 @@ Global___Balance: _TypeAlias = Balance  # noqa: Y015
 @_typing.final
 class BudgetBalance(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     BUDGET_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
@@ -709,6 +751,9 @@ class BudgetBalance(_message.Message):
     REMAINING_NANO_USD_FIELD_NUMBER: _builtins.int
     RESETS_AT_FIELD_NUMBER: _builtins.int
     SOFT_PERCENTS_FIELD_NUMBER: _builtins.int
+    PROVIDERS_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
     budget_id: _builtins.str
     name: _builtins.str
     account_kind: _builtins.str
@@ -727,6 +772,14 @@ class BudgetBalance(_message.Message):
     def soft_percents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Per cent of the limit, ascending; those that are passed have warned."""
 
+    @_builtins.property
+    def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it applies to, as of a Scope; all empty: everything."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
         self,
         *,
@@ -742,10 +795,13 @@ class BudgetBalance(_message.Message):
         remaining_nano_usd: _builtins.int | None = ...,
         resets_at: _timestamp_pb2.Timestamp | None = ...,
         soft_percents: _abc.Iterable[_builtins.int] | None = ...,
+        providers: _abc.Iterable[_builtins.str] | None = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_limit_nano_usd", b"_limit_nano_usd", "_remaining_nano_usd", b"_remaining_nano_usd", "_resets_at", b"_resets_at", "limit_nano_usd", b"limit_nano_usd", "remaining_nano_usd", b"remaining_nano_usd", "resets_at", b"resets_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit_nano_usd", b"_limit_nano_usd", "_remaining_nano_usd", b"_remaining_nano_usd", "_resets_at", b"_resets_at", "account_id", b"account_id", "account_kind", b"account_kind", "budget_id", b"budget_id", "held_nano_usd", b"held_nano_usd", "limit_nano_usd", b"limit_nano_usd", "name", b"name", "posted_nano_usd", b"posted_nano_usd", "remaining_nano_usd", b"remaining_nano_usd", "resets_at", b"resets_at", "soft_percents", b"soft_percents", "suspense_nano_usd", b"suspense_nano_usd", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit_nano_usd", b"_limit_nano_usd", "_remaining_nano_usd", b"_remaining_nano_usd", "_resets_at", b"_resets_at", "account_id", b"account_id", "account_kind", b"account_kind", "budget_id", b"budget_id", "held_nano_usd", b"held_nano_usd", "limit_nano_usd", b"limit_nano_usd", "models", b"models", "name", b"name", "posted_nano_usd", b"posted_nano_usd", "providers", b"providers", "remaining_nano_usd", b"remaining_nano_usd", "resets_at", b"resets_at", "soft_percents", b"soft_percents", "suspense_nano_usd", b"suspense_nano_usd", "tags", b"tags", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit_nano_usd: _TypeAlias = _typing.Literal["limit_nano_usd"]  # noqa: Y015
     _WhichOneofArgType__limit_nano_usd: _TypeAlias = _typing.Literal["_limit_nano_usd", b"_limit_nano_usd"]  # noqa: Y015
@@ -766,6 +822,26 @@ Global___BudgetBalance: _TypeAlias = BudgetBalance  # noqa: Y015
 class GrantBalance(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     GRANT_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ACCOUNT_KIND_FIELD_NUMBER: _builtins.int
@@ -778,6 +854,11 @@ class GrantBalance(_message.Message):
     REMAINING_NANO_USD_FIELD_NUMBER: _builtins.int
     STARTS_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    PROVIDERS_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    COMMERCIAL_USE_FIELD_NUMBER: _builtins.int
     grant_id: _builtins.str
     name: _builtins.str
     account_kind: _builtins.str
@@ -789,12 +870,25 @@ class GrantBalance(_message.Message):
     lapsed_nano_usd: _builtins.int
     """What went back unused at the end."""
     remaining_nano_usd: _builtins.int
+    state: _builtins.str
+    """"usable" (for what it applies to); or why not: "not_started", "ended", "used_up", "non_commercial"
+    (the account that was asked for, or one above it, is commercial).
+    """
+    commercial_use: _builtins.bool
     @_builtins.property
     def starts_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """Absent: never."""
 
+    @_builtins.property
+    def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it applies to, as of a Scope; all empty: everything."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
         self,
         *,
@@ -810,10 +904,15 @@ class GrantBalance(_message.Message):
         remaining_nano_usd: _builtins.int = ...,
         starts_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        state: _builtins.str = ...,
+        providers: _abc.Iterable[_builtins.str] | None = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        commercial_use: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "expires_at", b"expires_at", "starts_at", b"starts_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "account_id", b"account_id", "account_kind", b"account_kind", "amount_nano_usd", b"amount_nano_usd", "expires_at", b"expires_at", "grant_id", b"grant_id", "held_nano_usd", b"held_nano_usd", "lapsed_nano_usd", b"lapsed_nano_usd", "name", b"name", "posted_nano_usd", b"posted_nano_usd", "remaining_nano_usd", b"remaining_nano_usd", "starts_at", b"starts_at", "suspense_nano_usd", b"suspense_nano_usd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "account_id", b"account_id", "account_kind", b"account_kind", "amount_nano_usd", b"amount_nano_usd", "commercial_use", b"commercial_use", "expires_at", b"expires_at", "grant_id", b"grant_id", "held_nano_usd", b"held_nano_usd", "lapsed_nano_usd", b"lapsed_nano_usd", "models", b"models", "name", b"name", "posted_nano_usd", b"posted_nano_usd", "providers", b"providers", "remaining_nano_usd", b"remaining_nano_usd", "starts_at", b"starts_at", "state", b"state", "suspense_nano_usd", b"suspense_nano_usd", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
@@ -825,6 +924,26 @@ Global___GrantBalance: _TypeAlias = GrantBalance  # noqa: Y015
 class RateBalance(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     LIMIT_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ACCOUNT_KIND_FIELD_NUMBER: _builtins.int
@@ -834,6 +953,9 @@ class RateBalance(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     USED_FIELD_NUMBER: _builtins.int
     RESETS_AT_FIELD_NUMBER: _builtins.int
+    PROVIDERS_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
     limit_id: _builtins.str
     name: _builtins.str
     account_kind: _builtins.str
@@ -844,6 +966,14 @@ class RateBalance(_message.Message):
     used: _builtins.int
     @_builtins.property
     def resets_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def providers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it applies to, as of a Scope; all empty: everything."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
         self,
         *,
@@ -856,10 +986,13 @@ class RateBalance(_message.Message):
         limit: _builtins.int = ...,
         used: _builtins.int = ...,
         resets_at: _timestamp_pb2.Timestamp | None = ...,
+        providers: _abc.Iterable[_builtins.str] | None = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at", "resets_at", b"resets_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at", "account_id", b"account_id", "account_kind", b"account_kind", "limit", b"limit", "limit_id", b"limit_id", "name", b"name", "resets_at", b"resets_at", "unit", b"unit", "used", b"used", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at", "account_id", b"account_id", "account_kind", b"account_kind", "limit", b"limit", "limit_id", b"limit_id", "models", b"models", "name", b"name", "providers", b"providers", "resets_at", b"resets_at", "tags", b"tags", "unit", b"unit", "used", b"used", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__resets_at: _TypeAlias = _typing.Literal["resets_at"]  # noqa: Y015
     _WhichOneofArgType__resets_at: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at"]  # noqa: Y015
@@ -1086,24 +1219,62 @@ class ListEntriesResponse(_message.Message):
 
     ENTRIES_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    DETACHED_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Entry]:
         """Newest first."""
+
+    @_builtins.property
+    def detached(self) -> Global___DetachedEntries:
+        """On the last page, where entries of the time that was asked for are no longer in the ledger."""
 
     def __init__(
         self,
         *,
         entries: _abc.Iterable[Global___Entry] | None = ...,
         next_page_token: _builtins.str = ...,
+        detached: Global___DetachedEntries | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["detached", b"detached"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detached", b"detached", "entries", b"entries", "next_page_token", b"next_page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListEntriesResponse: _TypeAlias = ListEntriesResponse  # noqa: Y015
+
+@_typing.final
+class DetachedEntries(_message.Message):
+    """Entries that an operator took out of the ledger (`penstock quota detach`)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: _builtins.int
+    TABLES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def before(self) -> _timestamp_pb2.Timestamp:
+        """Those that are older lie elsewhere."""
+
+    @_builtins.property
+    def tables(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The tables of the ledger's database that hold them, newest first, at most 100: "entries_archive_3". Empty:
+        they were put elsewhere.
+        """
+
+    def __init__(
+        self,
+        *,
+        before: _timestamp_pb2.Timestamp | None = ...,
+        tables: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "tables", b"tables"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DetachedEntries: _TypeAlias = DetachedEntries  # noqa: Y015
 
 @_typing.final
 class BatchRequest(_message.Message):
