@@ -104,9 +104,9 @@ class Books:
         """A paid hold that expired then; its id."""
         id_ = uuid7()
         await self.execute(
-            "INSERT INTO reservations (id, state, created_at, org_id, key_id, pool, provider,"
-            " model, amount, resolved_at) VALUES ($1, 'expired', $2, $3, $4, 'paid', 'openai',"
-            " 'gpt-4o-mini', $5, $2)",
+            "INSERT INTO reservations (id, state, created_at, epoch, org_id, key_id, pool,"
+            " provider, model, amount, resolved_at) VALUES ($1, 'expired', $2, 1, $3, $4, 'paid',"
+            " 'openai', 'gpt-4o-mini', $5, $2)",
             id_, resolved_at, org, key, amount,
         )  # fmt: skip
         return id_

@@ -54,12 +54,17 @@ class BudgetModel:
     zone: str = "UTC"
     scope: ScopeModel = field(default_factory=ScopeModel)
     id: int = 0
+    closed: bool = False
 
     def turn(self) -> tuple[int, int, int]:
         return UNITS.index(self.unit), WINDOWS.index(self.window), self.id
 
+    def close(self) -> None:
+        """What it holds is still counted, and limited no more."""
+        self.closed, self.limit = True, None
+
     def applies(self, reserve: Reserve) -> bool:
-        return self.scope.covers(reserve)
+        return not self.closed and self.scope.covers(reserve)
 
     def began_at(self, now: datetime) -> datetime | None:
         """Of the window that is open: UTC for minutes and hours, else the local date."""
@@ -121,6 +126,7 @@ class AccountModel:
     prepaid: bool = False
     commercial: bool = False
     suspended: bool = False
+    revoked: bool = False
 
 
 @dataclass

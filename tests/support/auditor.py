@@ -119,8 +119,8 @@ class Auditor:
 
     def _admit(self, reserve: Reserve, record: Record) -> Verdict | None:
         path = self.world.path_of(reserve)
-        if any(self.world.accounts[account_id].suspended for account_id in path):
-            return "ACCOUNT_SUSPENDED", ()
+        if (barred := self._barred(reserve)) is not None:
+            return barred
         places = list(self._places(reserve))
         if reserve.pool == "cache":
             places = [(b, balance) for b, balance in places if b.unit == "requests"]
@@ -136,6 +136,15 @@ class Auditor:
                 balance.posted += 1
         else:
             self._take(record, reserve.amount_nano_usd, reserve.tokens, requests=1)
+        return None
+
+    def _barred(self, reserve: Reserve) -> Verdict | None:
+        """Why nothing may begin or grow on this path, whatever is left."""
+        if self.world.accounts[reserve.key_id].revoked:
+            return "KEY_REVOKED", ()
+        path = self.world.path_of(reserve)
+        if any(self.world.accounts[account_id].suspended for account_id in path):
+            return "ACCOUNT_SUSPENDED", ()
         return None
 
     def _places(self, reserve: Reserve) -> Iterator[tuple[BudgetModel, Balance]]:
@@ -220,8 +229,12 @@ class Auditor:
         record = self.records.get(extend.reservation_id)
         if record is None:
             return "RESERVATION_UNKNOWN", ()
+        if _is_strange(extend, record):
+            return "RESERVATION_NOT_YOURS", ()
         if record.state != "held":
             return f"RESERVATION_{record.state.upper()}", ()
+        if (barred := self._barred(record.reserve)) is not None:
+            return barred
         amount = max(extend.amount_nano_usd - record.amount, 0)
         tokens = max(extend.tokens - record.tokens, 0)
         if amount or tokens:
@@ -238,11 +251,12 @@ class Auditor:
         record = self.records.get(settle.reservation_id)
         if record is None:
             return "RESERVATION_UNKNOWN", ()
+        if _is_strange(settle, record):
+            return "RESERVATION_NOT_YOURS", ()
         if record.state in {"refused", "voided"}:
             return f"RESERVATION_{record.state.upper()}", ()
         if record.state == "settled":
-            first = record.settle and replace(record.settle, trace_id="")
-            same = first == replace(settle, trace_id="")
+            same = record.settle is not None and _usage(record.settle) == _usage(settle)
             return ("ok" if same else "RESERVATION_SETTLED"), record.answer
         self._resolve(record, "settled", settle.amount_nano_usd, settle)
         record.settle = settle
@@ -254,6 +268,8 @@ class Auditor:
             if void.id_unix_ms < (self.now - HORIZON).timestamp() * 1000:
                 return "RESERVATION_UNKNOWN", ()
             record = self.records[void.reservation_id] = Record("voided")
+        if _is_strange(void, record):
+            return "RESERVATION_NOT_YOURS", ()
         if record.state == "settled":
             return "RESERVATION_SETTLED", ()
         if record.state in {"held", "expired"}:
@@ -284,6 +300,18 @@ class Auditor:
         for one in record.slices:
             one.grant.held += held * one.amount
             one.grant.suspense += suspense * one.amount
+
+
+def _usage(settle: Settle) -> Settle:
+    """What is compared: not who says so, and in which trace."""
+    return replace(settle, trace_id="", key_id=None)
+
+
+def _is_strange(operation: Extend | Settle | Void, record: Record) -> bool:
+    """Whether another key asks than the one that reserved."""
+    if operation.key_id is None or record.reserve is None:
+        return False
+    return operation.key_id != record.reserve.key_id
 
 
 def _post(record: Record, side: int, used: int) -> None:

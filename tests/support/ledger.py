@@ -61,7 +61,10 @@ class Ledger:
 
     @classmethod
     async def open(cls, dsn: str) -> "Ledger":
-        database = await Database.open(dsn)
+        return cls.over(dsn, await Database.open(dsn))
+
+    @classmethod
+    def over(cls, dsn: str, database: Database) -> "Ledger":
         return cls(
             dsn,
             database,
@@ -254,17 +257,19 @@ def settle(id_: str, amount: int, **changes: Any) -> Settle:
     )
 
 
-def extend(id_: str, amount: int, tokens: int = 0, ttl_ms: int = 60_000) -> Extend:
+def extend(
+    id_: str, amount: int, tokens: int = 0, ttl_ms: int = 60_000, key_id: int | None = None
+) -> Extend:
     """To this much in all."""
-    return Extend(id_, uuid7_unix_ms(id_), amount, tokens, ttl_ms)
+    return Extend(id_, uuid7_unix_ms(id_), amount, tokens, ttl_ms, key_id)
 
 
 def cache_hit(id_: str, key_id: int, **changes: Any) -> Reserve:
     return reserve(id_, key_id, 0, pool="cache", **changes)
 
 
-def void(id_: str, outcome: str = "CANCELLED") -> Void:
-    return Void(reservation_id=id_, id_unix_ms=uuid7_unix_ms(id_), outcome=outcome)
+def void(id_: str, outcome: str = "CANCELLED", key_id: int | None = None) -> Void:
+    return Void(id_, uuid7_unix_ms(id_), outcome, key_id)
 
 
 def told(outcome: Outcome) -> str:

@@ -70,9 +70,18 @@ async def _apply_all(connection: asyncpg.Connection, key_ids: Sequence[int]) -> 
         for some in (ids, voided)
         for id_, key_id in zip(some, key_ids, strict=True)
     ]
-    extends = [Extend(id_, uuid7_unix_ms(id_), 20, 20, 60_000) for id_ in ids]
-    settles = [Settle(id_, uuid7_unix_ms(id_), 15, 5, 0, 5, 0, False, "ok", "") for id_ in ids]
-    voids = [Void(id_, uuid7_unix_ms(id_), "CANCELLED") for id_ in voided]
+    extends = [
+        Extend(id_, uuid7_unix_ms(id_), 20, 20, 60_000, key_id)
+        for id_, key_id in zip(ids, key_ids, strict=True)
+    ]
+    settles = [
+        Settle(id_, uuid7_unix_ms(id_), 15, 5, 0, 5, 0, False, "ok", "", key_id)
+        for id_, key_id in zip(ids, key_ids, strict=True)
+    ]
+    voids = [
+        Void(id_, uuid7_unix_ms(id_), "CANCELLED", key_id)
+        for id_, key_id in zip(voided, key_ids, strict=True)
+    ]
     for operations in (reserves, extends, settles, voids):
         outcomes = await apply_on(connection, [Timed(operation) for operation in operations])
         assert not [o for o in outcomes if isinstance(o, Exception)]

@@ -22,6 +22,7 @@ from support.audited import (
     WorldModel,
 )
 from support.auditor import Auditor
+from support.configured import enter_settings
 
 ZONES = ("UTC", "America/Havana", "Asia/Tokyo", "Europe/Berlin")
 MODELS = ("small-mini", "large")
@@ -143,6 +144,7 @@ async def install(
             " AS u (id)",
             [grant.id for grant in grants],
         )
+        await enter_settings(connection, [i for world in worlds for i in world.accounts])
 
 
 async def _install_accounts(
@@ -228,6 +230,12 @@ async def balances(connection: asyncpg.Connection, worlds: Sequence[WorldModel])
 async def folds(connection: asyncpg.Connection, worlds: Sequence[WorldModel]) -> list[Book]:
     """Of the money, as the entries say."""
     return await books(connection, worlds, _FOLDS)
+
+
+def difference(expected: Book, got: Book) -> str:
+    """In words; empty: they agree."""
+    places = [p for p in expected.keys() | got.keys() if expected.get(p) != got.get(p)]
+    return "; ".join(f"{p}: {expected.get(p)} and not {got.get(p)}" for p in places)
 
 
 def expected(auditor: Auditor, *, money_only: bool = False) -> Book:

@@ -47,7 +47,12 @@ class Entries:
         rows = await self._entries.entries(wanted, before_id=before_id, rows_max=size + 1)
         entries = [admin_wire.entry(row) for row in rows[:size]]
         more = str(entries[-1].id) if len(rows) > size else ""
-        return quota_pb2.ListEntriesResponse(entries=entries, next_page_token=more)
+        answer = quota_pb2.ListEntriesResponse(entries=entries, next_page_token=more)
+        if not more:
+            gone = await self._entries.detached(wanted.since, wanted.until)
+            if gone is not None:
+                answer.detached.CopyFrom(admin_wire.detached(gone))
+        return answer
 
 
 def _before_id(faults: Faults, token: str) -> int | None:

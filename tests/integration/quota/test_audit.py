@@ -15,7 +15,7 @@ LEGS = "each entry's debits"
 FOLDS = "each balance is"
 RESERVATIONS = "each reservation is"
 RATES = "each rate limit"
-LIMITS = "each overage"
+LIMITS = "nothing was admitted"
 GRANTS = "each grant"
 CHECKPOINTS = "each checkpoint"
 
@@ -25,9 +25,20 @@ UNGUARD = (
 SETTLED = " WHERE state = 'settled' AND NOT late"
 HELD = " WHERE state = 'held'"
 UNBEGUN = (
-    "INSERT INTO reservations (id, state, created_at, key_id)"
-    " SELECT gen_random_uuid(), 'settled', now(), 1 FROM generate_series(1, 1000)"
+    "INSERT INTO reservations (id, state, created_at, epoch, key_id)"
+    " SELECT gen_random_uuid(), 'settled', now(), 1, 1 FROM generate_series(1, 1000)"
 )
+
+
+def of_limit(unit: str, limit: int) -> str:
+    """As if it had been this from the beginning."""
+    return (
+        f"{UNGUARD} UPDATE budgets SET limit_amount = {limit} WHERE unit = '{unit}';"
+        f" UPDATE entries SET detail = jsonb_set(detail, '{{after,limit}}', '{limit}')"
+        f" WHERE detail->'after'->>'unit' = '{unit}'"
+    )
+
+
 BREAKS = [
     (UNGUARD + "UPDATE entries SET available = available + 1", LEGS),
     (UNGUARD + "UPDATE entries SET slice_held = '{}' WHERE slice_ids IS NOT NULL", LEGS),
@@ -65,10 +76,12 @@ BREAKS = [
     ("UPDATE buckets SET held = held - 1 WHERE unit = 'tokens'", RATES),
     ("UPDATE buckets SET suspense = 0 WHERE unit = 'tokens'", RATES),
     ("UPDATE buckets SET posted = 1 WHERE unit = 'in_flight'", RATES),
-    ("UPDATE budgets SET limit_amount = 1 WHERE unit = 'nano_usd'", LIMITS),
-    ("UPDATE budgets SET limit_amount = 0 WHERE unit = 'in_flight'", LIMITS),
-    # 75 are posted, held or suspected; 5 came by an overage, and 3 by a late settle.
-    ("UPDATE budgets SET limit_amount = 66 WHERE unit = 'nano_usd'", LIMITS),
+    ("UPDATE buckets SET posted = posted + 1 WHERE unit = 'requests'", RATES),
+    ("UPDATE buckets SET posted = posted - 1 WHERE unit = 'tokens'", RATES),
+    ("UPDATE reservations SET completion_tokens = 6" + SETTLED, RATES),
+    # The last reserve left 75 posted, held or suspected.
+    (of_limit("nano_usd", 74), LIMITS),
+    (of_limit("in_flight", 0), LIMITS),
     ("UPDATE grants SET amount = 1", GRANTS),
 ]  # fmt: skip
 
@@ -129,18 +142,36 @@ async def test_a_difference_is_told_by_name_and_figures(
     assert '"key nano_usd total"' in finding
 
 
-async def test_what_came_unasked_may_lie_over_a_limit_and_no_more(
-    connection: asyncpg.Connection,
+async def test_what_came_unasked_may_lie_over_a_limit(
+    small: SmallLedger, connection: asyncpg.Connection
 ) -> None:
-    await connection.execute("UPDATE budgets SET limit_amount = 67 WHERE unit = 'nano_usd'")
+    await connection.execute(of_limit("nano_usd", 75))
+    await small.settle(small.held, 1_000)
 
     assert (await audit(connection)).ok
 
 
-async def test_a_lowered_limit_is_nobodys_fault(connection: asyncpg.Connection) -> None:
-    await connection.execute("UPDATE budgets SET limit_amount = 1, limit_lowered_at = now()")
-
+async def test_a_limit_that_was_lowered_bounds_what_is_admitted_after_the_next_seal(
+    small: SmallLedger, connection: asyncpg.Connection
+) -> None:
+    await small.ledger.budget("key", small.key_id, 10, name="key nano_usd total")
     assert (await audit(connection)).ok
+    assert (await seal(small.ledger.dsn)).ok
+    await small.ledger.budget("key", small.key_id, 76, name="key nano_usd total")
+    await small.reserve(1)
+    assert (await audit(connection)).ok
+
+    # As if a reserve of 1 had been admitted over the 10 that were in force.
+    await connection.execute(
+        UNGUARD + "UPDATE budgets SET limit_amount = 10 WHERE name = 'key nano_usd total';"
+        " DELETE FROM entries WHERE epoch = 2 AND operation = 'configure'"
+    )
+    report = await audit(connection)
+
+    (finding,) = [f for check in report.checks for f in check.findings]
+    assert finding.endswith(
+        "76 were used when something was admitted; its limit was never above 10"
+    )
 
 
 async def test_an_adjustment_is_part_of_the_sum(small: SmallLedger) -> None:
@@ -179,5 +210,5 @@ async def test_progress_reaches_its_end_in_every_stage(connection: asyncpg.Conne
 
     await audit(connection, progress=lambda stage, done, total: told.update({stage: (done, total)}))
 
-    assert {"entries", "reservations", "balances"} == set(told)
+    assert {"entries", "settings", "reservations", "balances"} == set(told)
     assert all(done == total for done, total in told.values())

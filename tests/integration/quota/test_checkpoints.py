@@ -13,8 +13,8 @@ from support.small_ledger import SmallLedger, small_ledger
 from support.wait import until
 
 STEPS = (
-    "preparing", "closing", "closed", "entries", "reservations", "balances", "writing",
-    "carrying over", "committing", "sealed",
+    "preparing", "closing", "closed", "entries", "settings", "reservations", "balances", "writing",
+    "carrying over", "digesting", "committing", "sealed",
 )  # fmt: skip
 WRITERS = 4
 SEALS = 3
@@ -158,7 +158,7 @@ async def test_batches_go_on_while_epochs_are_sealed(small: SmallLedger) -> None
             written[place] += 1
             progressed.set()
 
-    await small.ledger.execute("UPDATE budgets SET limit_amount = 1000000 WHERE unit = 'requests'")
+    await small.ledger.budget("key", small.key_id, 1_000_000, "hour", unit="requests")
     writers = [asyncio.create_task(write(place)) for place in range(WRITERS)]
     sealed = []
     for _ in range(SEALS):

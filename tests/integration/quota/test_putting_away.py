@@ -214,3 +214,25 @@ async def test_old_checkpoints_go_and_the_one_that_is_built_on_stays(small: Smal
     rows = await small.ledger.fetch("SELECT DISTINCT epoch FROM checkpoint_buckets ORDER BY 1")
     assert [2, 3] == [row["epoch"] for row in rows]
     assert await adds_up(small)
+
+
+async def test_what_pruned_reservations_count_in_windows_that_stay_is_kept(
+    small: SmallLedger,
+) -> None:
+    """An audit compares what is posted of a rate limit with its reservations."""
+    ledger = small.ledger
+    await ledger.budget("key", small.key_id, 500, "total", unit="requests", name="for ever")
+    for _ in range(2):
+        await small.spend(1)
+        await sealed_epochs(small, 1)
+        await detach(ledger.dsn, keep=0)
+        await ledger.set_clock(ledger.now + BEYOND)
+        assert (await prune(ledger.dsn)).reservations > 0
+        assert await adds_up(small)
+    await small.spend(1)
+    assert await adds_up(small)
+
+    posted = await ledger.balances("key", small.key_id, "total", "requests")
+    assert (5, 0, 0) == posted
+    await ledger.execute("UPDATE pruned_uses SET requests = requests + 1")
+    assert not await adds_up(small)

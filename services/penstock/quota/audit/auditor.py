@@ -6,13 +6,12 @@ One repeatable-read snapshot, read in ranges of ids: memory is bounded, and prog
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from uuid import UUID
 
 import asyncpg
 
 from penstock.core import postgres
-from penstock.quota.audit import queries
+from penstock.quota.audit import digests, queries, reservations, settings
 from penstock.quota.audit.report import AuditReport, Findings, Progress, quiet
 
 ENTRIES_CHUNK_MIN = 50_000
@@ -26,19 +25,22 @@ WORK_MEM = "64MB"
 EPOCH_MAX = 2**31 - 1
 ID_MAX = 2**63 - 1
 UUID_MAX = UUID(int=2**128 - 1)
-BEGUN_MARGIN = timedelta(minutes=1)
-"""What is younger than a checkpoint by this has its first entry after it, if the database's clock
-did not go back by more."""
 
 LEGS = "each entry's debits equal its credits"
 FOLDS = "each balance is the fold of its entries"
 RESERVATIONS = "each reservation is the fold of its entries"
 RATES = "each rate limit holds what its reservations hold"
-LIMITS = "each overage is one that was flagged"
+LIMITS = "nothing was admitted over a limit"
 GRANTS = "each grant gave no more than it had"
+SETTINGS = "each setting is what its last entry says"
+ADJUSTMENTS = "each adjustment is one entry"
 CHECKPOINTS = "each checkpoint is the fold of what lies before it"
 
-_CHECKS = (LEGS, FOLDS, RESERVATIONS, RATES, LIMITS, GRANTS, CHECKPOINTS)
+DIGESTS = "each sealed epoch is as it was sealed"
+
+_CHECKS = (
+    LEGS, FOLDS, RESERVATIONS, RATES, LIMITS, GRANTS, SETTINGS, ADJUSTMENTS, CHECKPOINTS, DIGESTS,
+)  # fmt: skip
 _BUCKET_CHECKS = {
     FOLDS: queries.BALANCES,
     RATES: queries.RATES,
@@ -53,12 +55,14 @@ class Examination:
 
     Attributes:
         base: Epoch whose checkpoint is built on; 0: none.
+        sealed: Whether the entries of all sealed epochs are read again, too.
         epochs: Of each epoch after it: entries, nano-USD posted.
     """
 
     connection: postgres.Connection
     base: int
     progress: Progress = quiet
+    sealed: bool = False
     findings: Findings = field(default_factory=lambda: Findings(_CHECKS))
     epochs: dict[int, tuple[int, int]] = field(default_factory=dict)
     reservations: int = 0
@@ -66,14 +70,18 @@ class Examination:
 
     async def run(self) -> AuditReport:
         connection = self.connection
-        await connection.execute(queries.SCRATCH)
+        await connection.execute(queries.SCRATCH + settings.SCRATCH)
         await connection.execute(queries.LOAD_CHECKPOINT, self.base)
-        await connection.execute(queries.LOAD_LIVE)
+        await connection.execute(settings.LOAD_CHECKPOINT, self.base)
+        await connection.execute(queries.LOAD_LIVE, self.base)
+        await connection.execute(queries.LOAD_PRUNED_USES)
         await self._fold_entries()
         await connection.execute(queries.INDEX_FOLDS)
+        await self._check_settings()
         await self._check_reservations()
         await self._check_buckets()
         await self._check_checkpoints()
+        verified = await self._check_digests()
         posted = await connection.fetchval("SELECT posted FROM epochs WHERE id = $1", self.base)
         return AuditReport(
             checks=self.findings.checks(),
@@ -83,6 +91,8 @@ class Examination:
             posted_nano_usd=int(posted or 0) + sum(p for _, p in self.epochs.values()),
             base_epoch=self.base or None,
             epochs=tuple((id_, *figures) for id_, figures in sorted(self.epochs.items())),
+            verified_epochs=tuple((epoch, digest.hex()) for epoch, digest in verified.read),
+            gone_epochs=verified.gone,
         )
 
     async def _look(self, name: str, query: str, *arguments: object) -> None:
@@ -115,6 +125,7 @@ class Examination:
                 if found["broken"]:
                     await self._look(LEGS, queries.BROKEN_ENTRIES, *bounds)
             await self.connection.execute(queries.FOLD_ENTRIES, *bounds)
+            await self.connection.execute(settings.LOAD_ACTS, *bounds)
             self.progress("entries", min(start + width, high) - low, high - low)
 
     async def ranges_of_reservations(self, stage: str) -> AsyncIterator[tuple[UUID, UUID]]:
@@ -134,15 +145,28 @@ class Examination:
             low, done = high, min(done + RESERVATIONS_CHUNK, self.reservations)
             self.progress(stage, done, max(self.reservations, 1))
 
-    async def _check_reservations(self) -> None:
-        closed: datetime | None = await self.connection.fetchval(
-            "SELECT closed_at FROM epochs WHERE id = $1", self.base
+    async def _check_settings(self) -> None:
+        await self.connection.execute(settings.LOAD_SETTINGS)
+        await self.connection.execute(settings.INDEX_SETTINGS)
+        await self.connection.execute(settings.LOAD_LIMITS)
+        await self._look(SETTINGS, settings.DIFFERENCES)
+        await self._look(SETTINGS, settings.GAPS)
+        self.progress("settings", 1, 1)
+        behind = await self.connection.fetchval(
+            "SELECT last_entry_id FROM epochs WHERE id = $1", self.base
         )
-        begun_after = None if closed is None else closed + BEGUN_MARGIN
+        await self._look(ADJUSTMENTS, settings.ADJUSTMENTS, behind or 0)
+        if self.base:
+            found = await digests.check_adjustments(self.connection, self.base)
+            self.findings.add(ADJUSTMENTS, found)
+
+    async def _check_reservations(self) -> None:
         async for low, high in self.ranges_of_reservations("reservations"):
             await self._look(
-                RESERVATIONS, queries.RESERVATIONS, low, high, self.base, EPOCH_MAX, begun_after
+                RESERVATIONS, reservations.RESERVATIONS, low, high, self.base, EPOCH_MAX
             )
+            await self.connection.execute(queries.FOLD_USES, low, high)
+        await self.connection.execute(queries.INDEX_USES)
 
     async def _check_buckets(self) -> None:
         self.buckets = int(await self.connection.fetchval("SELECT count(*) FROM buckets"))
@@ -165,7 +189,15 @@ class Examination:
         )
         for done, row in enumerate(rows, 1):
             await self._look(CHECKPOINTS, queries.CHECKPOINT, row["id"])
+            await self._look(CHECKPOINTS, settings.CHECKPOINT, row["id"])
             self.progress("checkpoints", done, len(rows))
+
+    async def _check_digests(self) -> digests.Verified:
+        if not self.sealed:
+            return digests.Verified((), (), ())
+        verified = await digests.verify(self.connection, self.progress)
+        self.findings.add(DIGESTS, verified.findings)
+        return verified
 
 
 @asynccontextmanager
@@ -188,10 +220,12 @@ async def snapshot(connection: postgres.Connection) -> AsyncIterator[None]:
 async def audit(
     connection: postgres.Connection, *, full: bool = False, progress: Progress = quiet
 ) -> AuditReport:
-    """Audits over one connection. `full`: also what lies behind the newest checkpoint."""
+    """Audits over one connection. `full`: also what lies behind the newest checkpoint, and whether
+    the entries of each sealed epoch are those that were sealed.
+    """
     async with snapshot(connection):
         base = await connection.fetchval(queries.OLDEST_BASE if full else queries.SEALED_BASE)
-        return await Examination(connection, base, progress).run()
+        return await Examination(connection, base, progress, sealed=full).run()
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from typing import Any
 
 import asyncpg
 
+from penstock.core import postgres
 from penstock.quota.audit.auditor import audit_dsn
 from penstock.quota.audit.detaching import detach
 from penstock.quota.audit.pruning import prune
@@ -36,6 +37,10 @@ def report_document(report: AuditReport) -> dict[str, Any]:
         "reservations": report.reservations,
         "buckets": report.buckets,
         "posted_nano_usd": report.posted_nano_usd,
+        "verified_epochs": [
+            {"epoch": epoch, "digest": digest} for epoch, digest in report.verified_epochs
+        ],
+        "gone_epochs": list(report.gone_epochs),
         "checks": [{"name": c.name, "findings": list(c.findings)} for c in report.checks],
     }
 
@@ -47,6 +52,7 @@ def sealed_document(sealed: Sealed) -> dict[str, Any]:
         "epoch": sealed.epoch,
         "buckets": sealed.buckets,
         "reservations": sealed.reservations,
+        "digest": sealed.digest,
         "proof": report,
     }
 
@@ -62,16 +68,22 @@ def run(arguments: Sequence[str], dsn: str) -> int:
     parser = argparse.ArgumentParser(prog="python -m penstock.quota")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("audit").add_argument("--full", action="store_true")
-    commands.add_parser("seal")
-    detaching = commands.add_parser("detach")
-    detaching.add_argument("--keep", type=int)
-    detaching.add_argument("--before", type=moment)
-    commands.add_parser("prune")
+    changing = {name: commands.add_parser(name) for name in ("seal", "detach", "prune")}
+    for one in changing.values():
+        one.add_argument("--dry-run", action="store_true")
+    changing["detach"].add_argument("--keep", type=int)
+    changing["detach"].add_argument("--before", type=moment)
     options = parser.parse_args(arguments)
     try:
         document = asyncio.run(_done(options, dsn))
-    except (Busy, ValueError, asyncpg.PostgresError) as error:
-        logger.error("%s", error)  # noqa: TRY400 - told in one line; the place in our code is no help
+    except Exception as error:
+        if postgres.is_outage(error):
+            told = f"the ledger's database does not answer: {error}"
+        elif isinstance(error, Busy | ValueError | asyncpg.PostgresError):
+            told = str(error)
+        else:
+            raise
+        logger.error("%s", told)  # noqa: TRY400 - told in one line; the place in our code is no help
         return WRONG
     json.dump(document, sys.stdout, indent=2)
     sys.stdout.write("\n")
@@ -79,16 +91,20 @@ def run(arguments: Sequence[str], dsn: str) -> int:
 
 
 async def _done(options: argparse.Namespace, dsn: str) -> dict[str, Any]:
+    if options.command == "audit":
+        return report_document(await audit_dsn(dsn, full=options.full, progress=_log))
+    dry_run = options.dry_run
     match options.command:
-        case "audit":
-            return report_document(await audit_dsn(dsn, full=options.full, progress=_log))
         case "seal":
-            return sealed_document(await seal(dsn, _log))
+            document = sealed_document(await seal(dsn, _log, dry_run=dry_run))
         case "detach":
-            epochs = await detach(dsn, keep=options.keep, before=options.before, progress=_log)
-            return {"ok": True, "epochs": epochs}
+            which = {"keep": options.keep, "before": options.before}
+            epochs = await detach(dsn, **which, progress=_log, dry_run=dry_run)
+            document = {"ok": True, "epochs": epochs}
         case _:
-            return {"ok": True, **dataclasses.asdict(await prune(dsn, _log))}
+            pruned = await prune(dsn, _log, dry_run=dry_run)
+            document = {"ok": True, **dataclasses.asdict(pruned)}
+    return {**document, "dry_run": True} if dry_run else document
 
 
 def _log(stage: str, done: int, total: int) -> None:

@@ -25,6 +25,7 @@ async def detach(
     keep: int | None = None,
     before: datetime | None = None,
     progress: Progress = quiet,
+    dry_run: bool = False,
 ) -> list[int]:
     """Detaches sealed epochs, oldest first, and names them.
 
@@ -33,6 +34,7 @@ async def detach(
         keep: So many of the newest sealed epochs stay.
         before: Only epochs that were closed before it. Both may be given.
         progress: Told after each epoch.
+        dry_run: They are named, and stay.
 
     Raises:
         ValueError: neither is given, or `keep` is negative.
@@ -49,6 +51,8 @@ async def detach(
             for row in (rows[: max(len(rows) - keep, 0)] if keep is not None else rows)
             if row["detached_at"] is None and (before is None or row["closed_at"] < before)
         ]
+        if dry_run:
+            return chosen
         for done, epoch in enumerate(chosen):
             progress("detaching", done, len(chosen))
             await _detach_one(connection, epoch)

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-import asyncpg
-
 from penstock.core import postgres
 from penstock.quota.audit.report import Progress, quiet
 from penstock.quota.audit.sealing import maintenance
@@ -30,25 +28,73 @@ _CANDIDATES = """
         WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3
     ) AS r
 """
+# What they count in windows of rate limits that are still there is kept: an audit adds it. So is
+# when the last of a provider's counted: such a day would be reconciled with what is missing.
 _DELETE_RESERVATIONS = """
-    DELETE FROM reservations WHERE id IN (
-        SELECT id FROM reservations
-        WHERE id = ANY ($1) AND state <> 'held' AND NOT (state = 'expired' AND pool = 'paid')
-        FOR UPDATE SKIP LOCKED
+    WITH gone AS (
+        DELETE FROM reservations WHERE id IN (
+            SELECT id FROM reservations
+            WHERE id = ANY ($1) AND state <> 'held' AND NOT (state = 'expired' AND pool = 'paid')
+            FOR UPDATE SKIP LOCKED
+        )
+        RETURNING state, pool, provider, greatest(created_at, resolved_at) AS counted_at,
+            bucket_ids, coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0) AS tokens
+    ),
+    days AS (
+        INSERT INTO pruned_attempts AS d (provider, until)
+        SELECT provider, max(counted_at) FROM gone WHERE pool = 'paid' AND state = 'settled'
+        GROUP BY provider
+        ON CONFLICT (provider) DO UPDATE SET until = greatest(d.until, excluded.until)
+    ),
+    kept AS (
+        INSERT INTO pruned_uses AS p (bucket_id, requests, tokens)
+        SELECT b.id, count(*), sum(g.tokens)
+        FROM gone g, unnest(g.bucket_ids) AS u (id)
+        JOIN buckets b ON b.id = u.id AND b.unit IN ('requests', 'tokens')
+        WHERE g.state = 'settled'
+        GROUP BY b.id
+        ON CONFLICT (bucket_id) DO UPDATE SET
+            requests = p.requests + excluded.requests, tokens = p.tokens + excluded.tokens
     )
+    SELECT count(*) FROM gone
 """
 # Windows that ended before any reservation that is left was made; what is unresolved may be older.
 # A day more, since another time zone may have been set meanwhile.
-_DELETE_WINDOWS = """
-    DELETE FROM buckets WHERE id IN (
-        SELECT b.id FROM buckets b JOIN budgets x ON x.id = b.budget_id
-        WHERE b.unit <> 'nano_usd' AND x.kind <> 'total' AND b.held = 0 AND b.suspense = 0
-            AND b.window_key < $1::timestamptz AT TIME ZONE 'UTC'
-            AND window_end(x.kind, x.time_zone, b.window_key) + interval '1 day' <= $1
-            AND b.id <> ALL ($2)
-        LIMIT $3 FOR UPDATE OF b SKIP LOCKED
-    )
+_WINDOWS = """
+    SELECT b.id FROM buckets b JOIN budgets x ON x.id = b.budget_id
+    WHERE b.unit <> 'nano_usd' AND x.kind <> 'total' AND b.held = 0 AND b.suspense = 0
+        AND b.window_key < $1::timestamptz AT TIME ZONE 'UTC'
+        AND window_end(x.kind, x.time_zone, b.window_key) + interval '1 day' <= $1
+        AND b.id <> ALL ($2)
 """
+_DELETE_WINDOWS = f"""
+    WITH gone AS (
+        DELETE FROM buckets WHERE id IN ({_WINDOWS} LIMIT $3 FOR UPDATE OF b SKIP LOCKED)
+        RETURNING id
+    ),
+    uses AS (DELETE FROM pruned_uses p USING gone WHERE p.bucket_id = gone.id)
+    SELECT count(*) FROM gone
+"""  # noqa: S608 - composed of what is written here
+# $1: ids below go, if they may: a dry run's next step sees the ledger without them.
+_BOUND = """
+    SELECT min(created_at) FROM reservations r
+    WHERE cardinality(bucket_ids) > 0
+        AND NOT (state = 'held' OR (state = 'expired' AND pool = 'paid'))
+        AND (id >= $1 OR EXISTS (SELECT FROM entries e WHERE e.reservation_id = r.id))
+"""
+_PINNED = """
+    SELECT coalesce(array_agg(DISTINCT b), '{}') FROM (
+        SELECT bucket_ids FROM reservations WHERE state = 'held' UNION ALL
+        SELECT bucket_ids FROM reservations WHERE state = 'expired' AND pool = 'paid'
+    ) AS r, unnest(r.bucket_ids) AS b
+"""
+# Those before the newest detached epoch: a full audit begins with that one's. Digests stay.
+_CHECKPOINTS = {
+    "checkpoint_buckets": "bucket_id",
+    "checkpoint_reservations": "reservation_id",
+    "checkpoint_settings": "subject, subject_id",
+}
+_OLD = "epoch < (SELECT max(id) FROM epochs WHERE detached_at IS NOT NULL)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,75 +108,76 @@ class Pruned:
     checkpoint_rows: int = 0
 
 
-async def prune(dsn: str, progress: Progress = quiet) -> Pruned:
-    """Deletes what is older than the horizon of ids and a margin. May be run at any time."""
+async def prune(dsn: str, progress: Progress = quiet, *, dry_run: bool = False) -> Pruned:
+    """Deletes what is older than the horizon of ids and a margin. May be run at any time.
+
+    A dry run counts what would go at this moment, and deletes nothing.
+    """
     async with maintenance(dsn) as connection:
         now: datetime = await connection.fetchval("SELECT ledger_now()")
         cutoff = now - timedelta(milliseconds=ID_HORIZON_MS) - MARGIN
+        reservations = _reservations(connection, cutoff, progress, dry_run=dry_run)
         return Pruned(
-            reservations=await _prune_reservations(connection, cutoff, progress),
-            windows=await _prune_windows(connection, cutoff, progress),
-            checkpoint_rows=await _prune_checkpoints(connection, progress),
+            reservations=await reservations,
+            windows=await _windows(connection, cutoff, progress, dry_run=dry_run),
+            checkpoint_rows=await _checkpoints(connection, progress, dry_run=dry_run),
         )
 
 
-async def _prune_reservations(
-    connection: postgres.Connection, cutoff: datetime, progress: Progress
+async def _reservations(
+    connection: postgres.Connection, cutoff: datetime, progress: Progress, *, dry_run: bool
 ) -> int:
     low, high = UUID(int=0), first_id(cutoff)
     total = await connection.fetchval("SELECT count(*) FROM reservations WHERE id < $1", high)
-    seen = deleted = 0
+    seen = gone = 0
     while True:
         found = await connection.fetchrow(_CANDIDATES, low, high, CHUNK)
         assert found is not None
         if not found["seen"]:
-            return deleted
-        if found["ids"]:
-            deleted += _rows(await connection.execute(_DELETE_RESERVATIONS, found["ids"]))
+            return gone
+        if dry_run:
+            gone += len(found["ids"] or ())
+        elif found["ids"]:
+            gone += await connection.fetchval(_DELETE_RESERVATIONS, found["ids"])
         low, seen = found["last"], seen + found["seen"]
         progress("reservations", min(seen, total), max(total, 1))
 
 
-async def _prune_windows(
-    connection: postgres.Connection, cutoff: datetime, progress: Progress
+async def _windows(
+    connection: postgres.Connection, cutoff: datetime, progress: Progress, *, dry_run: bool
 ) -> int:
     # In one snapshot: what is resolved between two looks would be in neither.
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        row = await connection.fetchrow(
-            "SELECT min(created_at) FILTER (WHERE NOT pinned) AS oldest FROM ("
-            " SELECT created_at, state = 'held' OR (state = 'expired' AND pool = 'paid') AS pinned"
-            " FROM reservations WHERE cardinality(bucket_ids) > 0) AS r"
-        )
-        assert row is not None
-        cutoff = min(cutoff, row["oldest"] or cutoff)
-        pinned = await connection.fetchval(
-            "SELECT coalesce(array_agg(DISTINCT b), '{}') FROM ("
-            " SELECT bucket_ids FROM reservations WHERE state = 'held' UNION ALL"
-            " SELECT bucket_ids FROM reservations WHERE state = 'expired' AND pool = 'paid'"
-            ") AS r, unnest(r.bucket_ids) AS b"
-        )
+        # Of a reservation that could not be deleted just now, its windows stay, too.
+        oldest = await connection.fetchval(_BOUND, first_id(cutoff) if dry_run else UUID(int=0))
+        cutoff = min(cutoff, oldest or cutoff)
+        pinned = await connection.fetchval(_PINNED)
+        if dry_run:
+            query = f"SELECT count(*) FROM ({_WINDOWS}) AS w"  # noqa: S608 - of this file
+            return int(await connection.fetchval(query, cutoff, pinned))
     deleted = 0
-    while count := _rows(await connection.execute(_DELETE_WINDOWS, cutoff, pinned, CHUNK)):
+    while count := await connection.fetchval(_DELETE_WINDOWS, cutoff, pinned, CHUNK):
         deleted += count
         progress("windows", deleted, deleted)
     return deleted
 
 
-async def _prune_checkpoints(connection: asyncpg.Connection, progress: Progress) -> int:
-    """Those before the newest detached epoch: a full audit begins with that one's."""
-    deleted = 0
-    for table, key in (
-        ("checkpoint_buckets", "bucket_id"),
-        ("checkpoint_reservations", "reservation_id"),
-    ):
+async def _checkpoints(
+    connection: postgres.Connection, progress: Progress, *, dry_run: bool
+) -> int:
+    gone = 0
+    for table, key in _CHECKPOINTS.items():
+        if dry_run:
+            gone += await connection.fetchval(f"SELECT count(*) FROM {table} WHERE {_OLD}")  # noqa: S608 - of this file
+            continue
         query = (
-            f"DELETE FROM {table} WHERE (epoch, {key}) IN (SELECT epoch, {key} FROM {table}"  # noqa: S608 - both named here
-            " WHERE epoch < (SELECT max(id) FROM epochs WHERE detached_at IS NOT NULL) LIMIT $1)"
+            f"DELETE FROM {table} WHERE (epoch, {key}) IN"  # noqa: S608 - likewise
+            f" (SELECT epoch, {key} FROM {table} WHERE {_OLD} LIMIT $1)"
         )
         while count := _rows(await connection.execute(query, CHUNK)):
-            deleted += count
-            progress("checkpoints", deleted, deleted)
-    return deleted
+            gone += count
+            progress("checkpoints", gone, gone)
+    return gone
 
 
 def first_id(at: datetime) -> UUID:

@@ -37,6 +37,9 @@ class AuditReport:
         posted_nano_usd: All that was ever posted, once for each attempt.
         base_epoch: The epoch whose checkpoint was built on; None: the very beginning.
         epochs: Of each epoch after it: (id, entries, nano-USD posted).
+        verified_epochs: Sealed ones that were read again: (id, the digest of its entries in
+            hexadecimal); one that is not what was sealed is told.
+        gone_epochs: Sealed ones whose entries are no longer in the database.
     """
 
     checks: tuple[Check, ...]
@@ -46,6 +49,8 @@ class AuditReport:
     posted_nano_usd: int
     base_epoch: int | None = None
     epochs: tuple[tuple[int, int, int], ...] = ()
+    verified_epochs: tuple[tuple[int, str], ...] = ()
+    gone_epochs: tuple[int, ...] = ()
 
     @property
     def ok(self) -> bool:

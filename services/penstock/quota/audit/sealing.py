@@ -6,13 +6,13 @@ killed at any moment and run again. Until its proof is committed an epoch is mer
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import asyncpg
 
 from penstock.core import postgres
-from penstock.quota.audit import queries
+from penstock.quota.audit import digests, queries, reservations, settings
 from penstock.quota.audit.auditor import Examination, connected, snapshot
 from penstock.quota.audit.report import AuditReport, Busy, Progress, quiet
 
@@ -32,12 +32,14 @@ class Sealed:
         report: Of the proof; not `ok`: nothing was sealed.
         buckets: Balances in the checkpoint.
         reservations: Those that held or were suspected at its end.
+        digest: Of its entries, in hexadecimal.
     """
 
     epoch: int | None
     report: AuditReport | None = None
     buckets: int = 0
     reservations: int = 0
+    digest: str = ""
 
     @property
     def ok(self) -> bool:
@@ -79,14 +81,21 @@ async def patiently(
     raise Busy(f"{what}: another transaction holds a lock for too long; try again")
 
 
+async def open_epoch(connection: postgres.Connection) -> int | None:
+    """The number of the one that is open. None: it has no entry yet."""
+    epoch: int = await connection.fetchval("SELECT id FROM epochs WHERE closed_at IS NULL")
+    query = "SELECT EXISTS (SELECT FROM entries WHERE epoch = $1)"
+    return epoch if await connection.fetchval(query, epoch) else None
+
+
 async def close_epoch(connection: postgres.Connection, progress: Progress = quiet) -> int | None:
     """Begins a new epoch; the number of the one that it closed. None: it has no entry yet.
 
     Raises:
         Busy: a transaction that writes entries went on for too long.
     """
-    epoch: int = await connection.fetchval("SELECT id FROM epochs WHERE closed_at IS NULL")
-    if not await connection.fetchval("SELECT EXISTS (SELECT FROM entries WHERE epoch = $1)", epoch):
+    epoch = await open_epoch(connection)
+    if epoch is None:
         return None
 
     async def prepare() -> None:
@@ -111,37 +120,75 @@ async def close_epoch(connection: postgres.Connection, progress: Progress = quie
     return epoch
 
 
-async def prove(connection: postgres.Connection, epoch: int, progress: Progress = quiet) -> Sealed:
+class _DryRunError(Exception):
+    """Takes back what a dry run wrote."""
+
+
+async def prove(
+    connection: postgres.Connection,
+    epoch: int,
+    progress: Progress = quiet,
+    *,
+    dry_run: bool = False,
+) -> Sealed:
     """Seals a closed epoch if everything holds: the last checkpoint, its entries and the later ones
     are the balances of this moment, in one snapshot.
+
+    A dry run writes it all and takes it back; the epoch may be open then.
     """
-    async with snapshot(connection):
-        base: int = await connection.fetchval(queries.SEALED_BASE)
-        examination = Examination(connection, base, progress)
-        report = await examination.run()
-        if not report.ok:
-            return Sealed(epoch, report)
-        progress("writing", 0, 1)
-        buckets = await connection.execute(queries.WRITE_CHECKPOINT, epoch)
-        reservations = 0
-        async for low, high in examination.ranges_of_reservations("carrying over"):
-            written = await connection.execute(queries.CARRY_RESERVATIONS, low, high, base, epoch)
-            reservations += _rows(written)
-        await connection.execute(
-            "UPDATE epochs e SET sealed_at = ledger_now(),"
-            " entries = coalesce(b.entries, 0) + $2, posted = coalesce(b.posted, 0) + $3"
-            " FROM (VALUES (1)) AS one LEFT JOIN epochs b ON b.id = $4 WHERE e.id = $1",
-            epoch,
-            *_until(report, epoch),
-            base,
-        )
-        progress("committing", 0, 1)
-    progress("sealed", 1, 1)
-    return Sealed(epoch, report, _rows(buckets), reservations)
+    sealed = Sealed(None)
+    with suppress(_DryRunError):
+        async with snapshot(connection):
+            base: int = await connection.fetchval(queries.SEALED_BASE)
+            examination = Examination(connection, base, progress)
+            report = await examination.run()
+            if not report.ok:
+                return Sealed(epoch, report)
+            sealed = await _write(examination, report, epoch)
+            if dry_run:
+                raise _DryRunError
+            progress("committing", 0, 1)
+    if not dry_run:
+        progress("sealed", 1, 1)
+    return sealed
 
 
-async def seal(dsn: str, progress: Progress = quiet) -> Sealed:
+async def _write(examination: Examination, report: AuditReport, epoch: int) -> Sealed:
+    """The checkpoint of an epoch that was proven; in the transaction of its proof."""
+    connection, base, progress = examination.connection, examination.base, examination.progress
+    progress("writing", 0, 1)
+    buckets = await connection.execute(queries.WRITE_CHECKPOINT, epoch)
+    await connection.execute(settings.WRITE_CHECKPOINT, epoch)
+    open_reservations = 0
+    async for low, high in examination.ranges_of_reservations("carrying over"):
+        written = await connection.execute(reservations.CARRY, low, high, base, epoch)
+        open_reservations += _rows(written)
+    last = await connection.fetchval("SELECT max(id) FROM entries WHERE epoch = $1", epoch)
+    count, adjustments = await digests.adjustments_digest(connection, last or 0)
+    before = await connection.fetchval("SELECT digest FROM epochs WHERE id = $1", epoch - 1)
+    digest = await digests.entries_digest(
+        connection, f"entries_{epoch}", before or b"", examination.progress
+    )
+    await connection.execute(
+        "UPDATE epochs e SET sealed_at = ledger_now(),"
+        " entries = coalesce(b.entries, 0) + $2, posted = coalesce(b.posted, 0) + $3,"
+        " digest = $5, last_entry_id = $6, adjustments = $7, adjustments_digest = $8"
+        " FROM (VALUES (1)) AS one LEFT JOIN epochs b ON b.id = $4 WHERE e.id = $1",
+        epoch,
+        *_until(report, epoch),
+        base,
+        digest,
+        last,
+        count,
+        adjustments,
+    )
+    return Sealed(epoch, report, _rows(buckets), open_reservations, digest.hex())
+
+
+async def seal(dsn: str, progress: Progress = quiet, *, dry_run: bool = False) -> Sealed:
     """Closes the open epoch and seals it; first one that was closed before and never sealed.
+
+    A dry run says what it would come to at this moment, and changes nothing.
 
     Raises:
         Busy: a transaction that writes entries went on for too long.
@@ -151,10 +198,10 @@ async def seal(dsn: str, progress: Progress = quiet) -> Sealed:
             "SELECT min(id) FROM epochs WHERE closed_at IS NOT NULL AND sealed_at IS NULL"
         )
         if epoch is None:
-            epoch = await close_epoch(connection, progress)
+            epoch = await (open_epoch(connection) if dry_run else close_epoch(connection, progress))
         if epoch is None:
             return Sealed(None)
-        return await prove(connection, epoch, progress)
+        return await prove(connection, epoch, progress, dry_run=dry_run)
 
 
 def _until(report: AuditReport, epoch: int) -> tuple[int, int]:

@@ -55,7 +55,7 @@ class ReconcileAdmin:
         """Raises:
         InvalidRequest: a message is faulty; nothing was changed.
         NotFound: an account does not exist.
-        FailedPrecondition: RECONCILIATION_RUNNING.
+        FailedPrecondition: RECONCILIATION_RUNNING, DAYS_PRUNED.
         Unavailable: it broke off; what was done stands, and the same again does the rest.
         """
         first = await anext(aiter(requests), None)
@@ -68,6 +68,7 @@ class ReconcileAdmin:
             change = Change(change.actor, change.reason, dry_run=True)
         async with ReconcileStore.opened(self._database, reading.period) as store:
             await store.check(reading.kinds)
+            await store.check_days()
             async for request in requests:
                 reading.take(request)
                 yield admin_pb2.ReconcileResponse(rows_total=reading.rows)

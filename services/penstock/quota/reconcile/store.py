@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
 
 from penstock.core import errors, postgres
 from penstock.quota.account import AccountKind
@@ -67,6 +67,21 @@ class ReconcileStore:
                 if not connection.is_closed():
                     await connection.execute("SELECT pg_advisory_unlock_all()")
                     await connection.execute("RESET statement_timeout")
+
+    async def check_days(self) -> None:
+        """Raises FailedPrecondition (DAYS_PRUNED): attempts of them are no longer there."""
+        until = await self._connection.fetchval(
+            "SELECT until FROM pruned_attempts WHERE provider = $1", self._period.provider
+        )
+        if until is None or self._period.since > until.astimezone(UTC).date():
+            return
+        first = until.astimezone(UTC).date() + timedelta(days=1)
+        raise errors.FailedPrecondition(
+            f"attempts at {self._period.provider!r} until {until:%Y-%m-%d %H:%M} UTC were pruned:"
+            f" what was billed for them cannot be compared; reconcile from {first} on",
+            reason="DAYS_PRUNED",
+            metadata={"first_day": first.isoformat()},
+        )
 
     async def check(self, accounts: Sequence[tuple[AccountKind, int]]) -> None:
         """Raises NotFound (<KIND>_UNKNOWN), InvalidRequest (UNTIL_INVALID): a day is not over."""
