@@ -9,12 +9,12 @@ from penstock.cli.limit_arguments import window_name
 from penstock.cli.names import Named, label
 from penstock.cli.tables import plain, when
 from penstock.core.money import format_usd
-from penstock.quota.v1 import admin_pb2
+from penstock.quota.v1 import admin_pb2, quota_pb2
 from penstock.quota.v1.quota_pb2 import Principal
 
 
 def accounts_table(accounts: Sequence[admin_pb2.Account], known: Sequence[Named]) -> Table:
-    table = plain("", "account", "id", "state", "pays", "use", "made")
+    table = plain("", "account", "id", "state", "pays", "use", "made", drops=("made", "id", "use"))
     full = {one.id: one.full for one in known}
     for account in accounts:
         table.add_row(
@@ -30,7 +30,8 @@ def accounts_table(accounts: Sequence[admin_pb2.Account], known: Sequence[Named]
 
 def keys_table(keys: Sequence[admin_pb2.Key], known: Sequence[Named]) -> Table:
     columns = ("key", "name", "team", "state", "may use", "expires", "starts with", "texts")
-    table = plain("", *columns, right=("texts",))
+    drops = ("texts", "starts with", "key", "expires")
+    table = plain("", *columns, right=("texts",), drops=drops)
     for key in keys:
         state = Principal.State.Name(key.state).removeprefix("STATE_").lower()
         rules = ", ".join(key.allowed_models) or "all"
@@ -50,7 +51,8 @@ def keys_table(keys: Sequence[admin_pb2.Key], known: Sequence[Named]) -> Table:
 def budgets_table(budgets: Sequence[admin_pb2.Budget], known: Sequence[Named]) -> Table:
     amounts = ("limit USD", "posted", "held", "suspense", "left")
     columns = ("budget", "id", "of", "window", *amounts, "resets", "only for", "warns at")
-    table = plain("", *columns, right=amounts)
+    drops = ("warns at", "id", "suspense", "held", "posted", "resets", "only for")
+    table = plain("", *columns, right=amounts, drops=drops)
     for budget in budgets:
         used = budget.posted_nano_usd + budget.held_nano_usd + budget.suspense_nano_usd
         window = window_name(budget.window)
@@ -75,7 +77,8 @@ def budgets_table(budgets: Sequence[admin_pb2.Budget], known: Sequence[Named]) -
 def limits_table(limits: Sequence[admin_pb2.RateLimit], known: Sequence[Named]) -> Table:
     numbers = ("limit", "used", "left")
     columns = ("rate limit", "id", "of", "unit", "window", *numbers, "resets", "only for")
-    table = plain("", *columns, right=numbers)
+    drops = ("id", "used", "resets", "only for")
+    table = plain("", *columns, right=numbers, drops=drops)
     for limit in limits:
         unit = admin_pb2.RateLimit.Unit.Name(limit.unit).removeprefix("UNIT_").lower()
         table.add_row(
@@ -96,7 +99,8 @@ def limits_table(limits: Sequence[admin_pb2.RateLimit], known: Sequence[Named]) 
 def grants_table(grants: Sequence[admin_pb2.Grant], known: Sequence[Named]) -> Table:
     amounts = ("amount USD", "posted", "held", "suspense", "lapsed", "left")
     columns = ("grant", "id", "key", "of", *amounts, "from", "until", "use", "only for")
-    table = plain("", *columns, right=amounts)
+    drops = ("id", "grant", "suspense", "held", "lapsed", "from", "posted", "use", "only for")
+    table = plain("", *columns, right=amounts, drops=drops)
     for grant in grants:
         gone = (
             grant.posted_nano_usd,
@@ -126,13 +130,16 @@ def pools_table(pools: Sequence[admin_pb2.Pool]) -> Table:
         table.add_row(
             Text(pool.name),
             pool.id,
-            Text(", ".join(pool.providers)),
+            Text("closed", "red") if pool.closed else Text(", ".join(pool.providers)),
             "from credit only" if pool.prepaid else "by bill",
         )
     return table
 
 
-def scope_text(scope: admin_pb2.Scope) -> str:
+Scoped = admin_pb2.Scope | quota_pb2.GrantBalance | quota_pb2.BudgetBalance | quota_pb2.RateBalance
+
+
+def scope_text(scope: Scoped) -> str:
     """Empty: everything."""
     words = [", ".join(scope.providers), ", ".join(scope.models)]
     words += [f"{name}={value}" for name, value in sorted(scope.tags.items())]

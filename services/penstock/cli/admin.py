@@ -11,8 +11,10 @@ from urllib.parse import quote
 
 import grpc
 
+from penstock.cli import wording
 from penstock.cli.errors import BAD_USAGE, CliError
 from penstock.cli.state import State, read_env
+from penstock.cli.wording import NO_NAMES
 from penstock.core.channel import bearer, connect
 from penstock.core.errors import InvalidRequest, PenstockError
 from penstock.core.status import from_rpc_error
@@ -41,6 +43,9 @@ PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 
 REMEDIES = {
     "SERVICE_TOKEN_INVALID": f"Set {TOKEN} to the ledger's own, as `make up` wrote it.",
+    "ADJUSTMENT_KEY_REUSED": "`penstock ledger entries --operation adjust` lists what was made.",
+    "GRANT_KEY_REUSED": "`penstock grant list` shows the one that is there.",
+    "POOL_IN_USE": "`penstock ledger entries --account pool:NAME` lists its attempts.",
     "RESERVATION_UNKNOWN": "`penstock ledger entries --request ID` lists a request's reservations.",
 }
 """By reason: where the service's own words cannot know what a person types."""
@@ -172,17 +177,33 @@ def duration(seconds: float) -> str:
     return f"{math.ceil(seconds / 86_400)} days"
 
 
-def told(error: PenstockError, found: str) -> CliError:
-    """A service's refusal as a line: message and reason; its address where it is away."""
+def told(
+    error: PenstockError, found: str, method: str = "", names: Mapping[str, str] = NO_NAMES
+) -> CliError:
+    """A service's refusal as a line: message and reason; its address where it is away.
+
+    In an operator's words: see `wording`. `method`: of AdminService. `names`: of accounts, by id.
+    """
     if error.code is grpc.StatusCode.UNAVAILABLE and error.reason == error.default_reason:
         return CliError(
             f"nothing answers at {found}", remedy="Is it running? `penstock status` tells."
         )
-    lines = [] if _repeats(error) else [error.message]
-    lines += [f"{v.field}: {v.description}" for v in error.violations]
+    lines = [] if _repeats(error) else [wording.sentence(error.message, method, names)]
+    lines += [wording.fault(v.field, v.description, method) for v in error.violations]
     if error.retry_after_seconds is not None and "resets_at" not in error.metadata:
         lines.append(f"again after {duration(error.retry_after_seconds)}")
-    return CliError(f"{error.reason}: " + "\n  ".join(lines), remedy=REMEDIES.get(error.reason, ""))
+    return CliError(f"{error.reason}: " + "\n  ".join(lines), remedy=_remedy(error, names))
+
+
+def _remedy(error: PenstockError, names: Mapping[str, str]) -> str:
+    ids = wording.accounts_in(error.message)
+    if error.reason == "BUDGET_MISSING" and ids:
+        name = names.get(ids[0], ids[0])
+        return (
+            f"`penstock budget set 5 --account {name}` allows it 5 USD a month; a budget of its"
+            " team or organisation does as well, and `unlimited` instead of 5 limits nothing."
+        )
+    return REMEDIES.get(error.reason, "")
 
 
 def _repeats(error: PenstockError) -> bool:

@@ -13,18 +13,16 @@ from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 import typer
 from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Table
 from typer.core import TyperGroup
 
 from penstock.cli.errors import CliError
 from penstock.cli.state import FOLDER_DEFAULT, State
+from penstock.cli.tables import Listed, fitted, widest
 from penstock.core.errors import PenstockError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-WIDTH_MAX = 1_000
 
 INTERRUPTED = 130
 """A shell's own status for Ctrl-C."""
@@ -55,7 +53,9 @@ app = typer.Typer(
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON; amounts are int nano-USD.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print JSON; amounts are whole nano-USD (1 USD: 10^9).")
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +80,21 @@ def _common(
 
 
 def print_table(table: Table) -> None:
-    """As wide as it needs to be, also beyond the terminal: an amount is never broken or cut."""
-    unbounded = out.options.update(max_width=WIDTH_MAX)
-    print_wide(table, Measurement.get(out, unbounded, table).maximum)
+    """An amount is never broken or cut: a terminal that is too narrow for a list is shown fewer
+    columns, and told which it lacks; any other table is as wide as it needs to be.
+    """
+    dropped: list[str] = []
+    if isinstance(table, Listed) and table.drops and has_width():
+        table, dropped = fitted(table, out, out.width)
+    print_wide(table, widest(table, out))
+    if dropped:
+        told = ", ".join(dropped)
+        out.print(f"not shown for want of width: {escape(told)} (--json has all)", style="dim")
+
+
+def has_width() -> bool:
+    """Whoever reads it sees so many columns; a file or another program takes any."""
+    return out.is_terminal or "COLUMNS" in os.environ
 
 
 def print_wide(what: RenderableType, width_min: int) -> None:

@@ -5,11 +5,22 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
+from penstock.cli.account_tables import scope_text
 from penstock.cli.names import Named, label
 from penstock.cli.operation import View
-from penstock.cli.tables import bar, plain, when
+from penstock.cli.tables import bar, per_cent, plain, when
 from penstock.core.money import format_usd
 from penstock.quota.v1 import quota_pb2
+
+BAR = "of the limit"
+
+WHY_NOT = {
+    "not_started": "has not begun",
+    "ended": "has ended",
+    "used_up": "used up",
+    "non_commercial": "not for commercial accounts",
+}
+"""By the contract's states."""
 
 
 def balance_views(balance: quota_pb2.Balance, known: Sequence[Named]) -> list[View]:
@@ -19,6 +30,8 @@ def balance_views(balance: quota_pb2.Balance, known: Sequence[Named]) -> list[Vi
         views.append(_budgets(balance.budgets, known))
     if balance.grants:
         views.append(_grants(balance.grants, known))
+    if balance.unusable_grants:
+        views.append(_unusable(balance.unusable_grants, known))
     if balance.rates:
         views.append(_rates(balance.rates, known))
     return views or ["no budget, credit or rate limit: without a budget nothing is admitted"]
@@ -26,8 +39,10 @@ def balance_views(balance: quota_pb2.Balance, known: Sequence[Named]) -> list[Vi
 
 def _budgets(budgets: Sequence[quota_pb2.BudgetBalance], known: Sequence[Named]) -> Table:
     amounts = ("limit USD", "posted", "held", "suspense", "left")
-    columns = ("budget", "of", "window", *amounts, "used", "resets", "warns at")
-    table = plain("Budgets", *columns, right=amounts)
+    numbers = (*amounts, "used")
+    columns = ("budget", "of", "window", *numbers, BAR, "resets", "only for", "warns at")
+    drops = ("warns at", BAR, "suspense", "held", "posted", "resets", "only for")
+    table = plain("Budgets", *columns, right=numbers, drops=drops)
     for budget in budgets:
         limited = budget.HasField("limit_nano_usd")
         waiting = budget.held_nano_usd + budget.suspense_nano_usd
@@ -41,8 +56,10 @@ def _budgets(budgets: Sequence[quota_pb2.BudgetBalance], known: Sequence[Named])
             format_usd(budget.held_nano_usd),
             format_usd(budget.suspense_nano_usd),
             format_usd(budget.remaining_nano_usd) if limited else "",
+            per_cent(budget.posted_nano_usd + waiting, limit) if limited else "",
             bar(budget.posted_nano_usd, waiting, limit) if limited else "",
             when(budget.resets_at) if budget.HasField("resets_at") else "never",
+            Text(scope_text(budget)),
             ", ".join(str(p) for p in budget.soft_percents) + " %" if limited else "",
         )
     return table
@@ -50,8 +67,11 @@ def _budgets(budgets: Sequence[quota_pb2.BudgetBalance], known: Sequence[Named])
 
 def _grants(grants: Sequence[quota_pb2.GrantBalance], known: Sequence[Named]) -> Table:
     amounts = ("amount USD", "posted", "held", "suspense", "lapsed", "left")
-    columns = ("grant", "id", "of", *amounts, "used", "from", "until")
-    table = plain("Credit, in the order in which it is used", *columns, right=amounts)
+    numbers = (*amounts, "used")
+    columns = ("grant", "id", "of", *numbers, BAR, "from", "until", "only for")
+    drops = (BAR, "id", "suspense", "held", "lapsed", "from", "posted", "used")
+    title = "Credit, in the order in which it is used"
+    table = plain(title, *columns, right=numbers, drops=drops)
     for grant in grants:
         spent = grant.posted_nano_usd + grant.lapsed_nano_usd
         waiting = grant.held_nano_usd + grant.suspense_nano_usd
@@ -65,17 +85,48 @@ def _grants(grants: Sequence[quota_pb2.GrantBalance], known: Sequence[Named]) ->
             format_usd(grant.suspense_nano_usd),
             format_usd(grant.lapsed_nano_usd),
             format_usd(grant.remaining_nano_usd),
+            per_cent(spent + waiting, grant.amount_nano_usd),
             bar(spent, waiting, grant.amount_nano_usd),
             when(grant.starts_at),
-            when(grant.expires_at) if grant.HasField("expires_at") else "for ever",
+            _until(grant),
+            Text(scope_text(grant)),
         )
     return table
 
 
+def _unusable(grants: Sequence[quota_pb2.GrantBalance], known: Sequence[Named]) -> Table:
+    """Credit that somebody may have counted on, and why it does not count."""
+    amounts = ("amount USD", "posted", "lapsed", "left")
+    columns = ("grant", "id", "of", "why not", *amounts, "from", "until", "only for")
+    drops = ("id", "lapsed", "posted", "only for", "amount USD", "from")
+    table = plain("Credit that does not apply now", *columns, right=amounts, drops=drops)
+    for grant in grants:
+        table.add_row(
+            Text(grant.name),
+            grant.grant_id,
+            label(known, grant.account_id),
+            Text(WHY_NOT.get(grant.state, grant.state), "yellow"),
+            format_usd(grant.amount_nano_usd),
+            format_usd(grant.posted_nano_usd),
+            format_usd(grant.lapsed_nano_usd),
+            format_usd(grant.remaining_nano_usd),
+            when(grant.starts_at),
+            _until(grant),
+            Text(scope_text(grant)),
+        )
+    return table
+
+
+def _until(grant: quota_pb2.GrantBalance) -> str:
+    return when(grant.expires_at) if grant.HasField("expires_at") else "for ever"
+
+
 def _rates(rates: Sequence[quota_pb2.RateBalance], known: Sequence[Named]) -> Table:
     numbers = ("limit", "used", "left")
-    columns = ("limit of", "name", "unit", "window", *numbers, "full", "resets")
-    table = plain("Rate limits", *columns, right=numbers)
+    figures = (*numbers, "full")
+    columns = ("limit of", "name", "unit", "window", *figures, BAR, "resets", "only for")
+    drops = (BAR, "used", "resets", "name", "only for")
+    table = plain("Rate limits", *columns, right=figures, drops=drops)
     for rate in rates:
         table.add_row(
             label(known, rate.account_id),
@@ -85,7 +136,9 @@ def _rates(rates: Sequence[quota_pb2.RateBalance], known: Sequence[Named]) -> Ta
             str(rate.limit),
             str(rate.used),
             str(rate.limit - rate.used),
+            per_cent(rate.used, rate.limit),
             bar(rate.used, 0, rate.limit),
             when(rate.resets_at) if rate.HasField("resets_at") else "",
+            Text(scope_text(rate)),
         )
     return table

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import sys
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from penstock.cli import refusals
+from penstock.cli.wording import NO_NAMES, accounts_in
 from penstock.client import Client, PenstockError, Reply, assistant, system, user
 from penstock.core.money import format_usd
 from penstock.router.v1.router_pb2 import CacheVerdict
@@ -31,8 +33,21 @@ class Settings:
     no_cache: bool
 
 
+Names = Callable[[], Awaitable[Mapping[str, str]]]
+"""Asks for the names of accounts by id."""
+
+
+async def _no_names() -> Mapping[str, str]:
+    return NO_NAMES
+
+
 class Chat:
-    def __init__(self, client: Client, settings: Settings, console: Console) -> None:
+    """One conversation. `names` tells the accounts of a refusal by name, where they are known."""
+
+    def __init__(
+        self, client: Client, settings: Settings, console: Console, names: Names = _no_names
+    ) -> None:
+        self._names = names
         self._client = client
         self._settings = settings
         self._console = console
@@ -68,7 +83,7 @@ class Chat:
         try:
             await answering
         except PenstockError as error:
-            self._tell_refused(error)
+            await self._tell_refused(error)
             del self._history[kept:]
         except asyncio.CancelledError:
             self._tell_stopped()
@@ -84,8 +99,9 @@ class Chat:
             self._tell_stopped()
             raise
 
-    def _tell_refused(self, error: PenstockError) -> None:
-        said = refusals.told(error, "the router's address")
+    async def _tell_refused(self, error: PenstockError) -> None:
+        names = await self._names() if accounts_in(error.message) else NO_NAMES
+        said = refusals.told(error, "the router's address", names)
         self._console.print(escape(said.message), style="red")
         if said.remedy:
             self._console.print(f"  → {escape(said.remedy)}")

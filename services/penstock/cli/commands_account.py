@@ -40,7 +40,10 @@ def _shown(one: admin_pb2.Account) -> Shown:
 async def create(
     call: Call,
     name: Annotated[
-        str, typer.Argument(help="1 to 64 of a-z, 0-9 and -; or org:NAME, team:ORG/NAME whole.")
+        str,
+        typer.Argument(
+            help="1 to 64 of a-z, 0-9 and -; or org:NAME, team:ORG/NAME whole.", metavar="NAME"
+        ),
     ],
     org: Annotated[
         str | None, typer.Option(help="Makes a team of this organisation; none: an organisation.")

@@ -35,7 +35,10 @@ async def adjust(
         str | None, typer.Option(help=f"On its open budgets and those above it. {ACCOUNT_HELP}")
     ] = None,
     reservation: Annotated[
-        str, typer.Option(help="On the budgets and grants of one settled attempt: its id.")
+        str,
+        typer.Option(
+            help="On the budgets and grants of one settled attempt: its id, of `ledger entries`."
+        ),
     ] = "",
 ) -> Shown:
     """Post an amount, or give one back, on an account or on one attempt.
@@ -65,7 +68,10 @@ async def resolve(
     call: Call,
     reservation: Annotated[
         str,
-        typer.Argument(help="Id of the abandoned attempt: `ledger entries --operation expire`."),
+        typer.Argument(
+            help="Id of the abandoned attempt: `penstock ledger entries --operation expire`.",
+            metavar="RESERVATION",
+        ),
     ],
     usd: Annotated[
         str,

@@ -6,11 +6,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from penstock.cli.admin import Change
 from penstock.cli.as_json import as_dict
 from penstock.cli.errors import CliError
 from penstock.cli.groups import alerts
 from penstock.cli.ledger_arguments import PAGE_SIZE_DEFAULT, All, PageSize, PageToken, pages
-from penstock.cli.operation import ACCOUNT_HELP, Call, Shown, View, operation
+from penstock.cli.operation import ACCOUNT_HELP, Call, DryRun, Shown, View, operation
 from penstock.cli.tables import plain, when
 from penstock.quota.v1 import admin_pb2
 
@@ -54,7 +55,7 @@ async def list_alerts(
 def _views(found: admin_pb2.ListAlertsResponse) -> list[View]:
     if not found.alerts:
         return ["no alert"]
-    table = plain("", "at", "kind", "what", "delivered", "last error")
+    table = plain("", "at", "kind", "what", "delivered", "last error", drops=("last error", "kind"))
     for alert in found.alerts:
         table.add_row(
             when(alert.at),
@@ -69,19 +70,22 @@ def _views(found: admin_pb2.ListAlertsResponse) -> list[View]:
     return views
 
 
-@operation(alerts, "test", "penstock alerts test")
-async def test(call: Call) -> Shown | None:
-    """Send a test to every webhook now, and say how each answered.
+@operation(alerts, "test", "penstock alerts test", "penstock alerts test --dry-run --json")
+async def send_test(call: Call, dry_run: DryRun = False) -> Shown | None:
+    """Send a test to every webhook now, and say how each answered; --dry-run only shows it.
 
     Exits with 1 where one did not take it, or there is none.
     """
+    if dry_run:
+        call.change = Change.of("", "", dry_run=True)
     answer = await call.ask(
         "TestAlerts", admin_pb2.TestAlertsRequest(), admin_pb2.TestAlertsResponse
     )
     if answer.deliveries or call.as_json:
-        await call.show(Shown(as_dict(answer), [_deliveries(answer)]))
+        bodies = [f"to {one.host}: {one.body}" for one in answer.deliveries if dry_run]
+        await call.show(Shown(as_dict(answer), [_deliveries(answer), *bodies]))
     failed = sum(1 for one in answer.deliveries if one.error)
-    if failed:
+    if failed and not dry_run:
         raise CliError(
             f"{failed} of {len(answer.deliveries)} webhooks did not take it",
             remedy=f"Check {WEBHOOKS} of the quota processes, and the receivers.",

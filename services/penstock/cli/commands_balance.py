@@ -9,17 +9,16 @@ from typing import Annotated
 import typer
 from rich.console import Group
 from rich.live import Live
-from rich.measure import Measurement
 from rich.table import Table
 
-from penstock.cli.app import WIDTH_MAX, out, print_table
+from penstock.cli.app import has_width, out, print_table
 from penstock.cli.as_json import as_dict
 from penstock.cli.balance_tables import balance_views
 from penstock.cli.errors import CliError
 from penstock.cli.groups import ledger
 from penstock.cli.ledger_arguments import ready_key
 from penstock.cli.operation import ACCOUNT_HELP, Call, Shown, View, operation
-from penstock.cli.tables import when_exactly
+from penstock.cli.tables import Listed, fitted, when_exactly, widest
 from penstock.quota.v1 import quota_pb2
 
 INTERVAL_MS_MIN = 100
@@ -39,7 +38,10 @@ async def balance(
     call: Call,
     account: Annotated[
         str | None,
-        typer.Argument(help=f"{ACCOUNT_HELP} A key: its whole path. Default: the ready-made key."),
+        typer.Argument(
+            help=f"{ACCOUNT_HELP} A key: its whole path. Default: the ready-made key.",
+            metavar="ACCOUNT",
+        ),
     ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Again whenever it changes, until Ctrl-C.")
@@ -53,7 +55,8 @@ async def balance(
 ) -> Shown | None:
     """What is left: budgets, prepaid credit and rate limits.
 
-    With --watch and --json one document a line.
+    Credit that there is and that does not apply now is told with why: it has not begun, has ended,
+    is used up, or is not for commercial accounts. With --watch and --json one document a line.
     """
     of = await call.find(account or ready_key(call.state))
     if watch:
@@ -75,7 +78,7 @@ async def _follow(call: Call, watched: AsyncIterator[quota_pb2.Balance]) -> None
     with ExitStack() as stack:
         live: Live | None = None
         async for one in watched:
-            views = balance_views(one, known)
+            views = [_narrowed(view) for view in balance_views(one, known)]
             if out.is_terminal and _fits(views):
                 live = live or stack.enter_context(Live(console=out, auto_refresh=False))
                 live.update(Group(_at(one), *views), refresh=True)
@@ -84,9 +87,12 @@ async def _follow(call: Call, watched: AsyncIterator[quota_pb2.Balance]) -> None
                 _print(_at(one), views)
 
 
+def _narrowed(view: View) -> View:
+    return fitted(view, out, out.width)[0] if has_width() and isinstance(view, Listed) else view
+
+
 def _fits(views: Sequence[View]) -> bool:
-    unbounded = out.options.update(max_width=WIDTH_MAX)
-    return all(Measurement.get(out, unbounded, view).maximum <= out.width for view in views)
+    return all(widest(view, out) <= out.width for view in views if isinstance(view, Table))
 
 
 def _at(one: quota_pb2.Balance) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from penstock.cli.account_tables import budgets_table
+from penstock.cli.catalogue_names import warn_of_scope
 from penstock.cli.errors import BAD_USAGE, CliError
 from penstock.cli.groups import budget
 from penstock.cli.ledger_arguments import NEGATIVE_IS_NO_OPTION, amount, ready_key
@@ -27,6 +28,20 @@ from penstock.quota.v1 import admin_pb2
 
 WINDOW_DEFAULT = "month"
 
+Limit = Annotated[
+    str,
+    typer.Argument(
+        help="USD, e.g. 12.50; 0 stops all spending; or [bold]unlimited[/].", metavar="LIMIT"
+    ),
+]
+Soft = Annotated[
+    str | None,
+    typer.Option(
+        help="Per cents of the limit at which it warns: at most 8, ascending, e.g. 80,95."
+        " Default: stays, or 50,80,100."
+    ),
+]
+
 
 @operation(
     budget,
@@ -40,9 +55,7 @@ WINDOW_DEFAULT = "month"
 )
 async def set_(
     call: Call,
-    limit: Annotated[
-        str, typer.Argument(help="USD, e.g. 12.50; 0 stops all spending; or [bold]unlimited[/].")
-    ],
+    limit: Limit,
     account: Annotated[
         str | None, typer.Option(help=f"{ACCOUNT_HELP} Default: the ready-made key.")
     ] = None,
@@ -55,17 +68,17 @@ async def set_(
         ),
     ] = None,
     name: Annotated[
-        str, typer.Option(help="Of a-z, 0-9 and -. Default: the one's that is there, or window.")
+        str,
+        typer.Option(
+            help="Of the budget: a-z, 0-9 and -. Default: of the one that is there, or the window."
+        ),
     ] = "",
     zone: TimeZone = "",
     provider: Provider = None,
     model: Model = None,
     tag: Tag = None,
     everything: Everything = False,
-    soft: Annotated[
-        str | None,
-        typer.Option(help="Per cents at which it warns. Default: stays, or 50,80,100."),
-    ] = None,
+    soft: Soft = None,
 ) -> Shown:
     """Make or change the budget of an account, window and scope.
 
@@ -97,7 +110,9 @@ async def set_(
         request.unlimited = True
     else:
         request.limit_nano_usd = nano_usd
-    return _shown(await call.ask("SetBudget", request, admin_pb2.Budget))
+    made = await call.ask("SetBudget", request, admin_pb2.Budget)
+    warn_of_scope(call.state, provider, model)
+    return _shown(made)
 
 
 def limit_nano_usd(text: str) -> int | None:

@@ -9,7 +9,7 @@ import typer
 
 from penstock.cli.app import out, print_table
 from penstock.cli.as_json import as_dict
-from penstock.cli.entry_table import entries_table
+from penstock.cli.entry_table import detached_note, entries_table
 from penstock.cli.groups import ledger
 from penstock.cli.ledger_arguments import (
     PAGE_SIZE_DEFAULT,
@@ -86,28 +86,35 @@ async def entries(
 
 async def _as_tables(call: Call, found: AsyncIterator[quota_pb2.ListEntriesResponse]) -> None:
     """Each as it comes: there may be millions."""
-    count, token = 0, ""
+    count, token, note = 0, "", ""
     async for answer in found:
         count, token = count + len(answer.entries), answer.next_page_token
+        if answer.HasField("detached"):
+            note = detached_note(answer.detached)
         if answer.entries:
             print_table(entries_table(answer.entries, await call.known()))
     if not count:
         out.print("no entry")
     elif token:
         out.print(f"there are more: --page-token {token}, or --all", style="dim")
+    if note:
+        out.print(note, style="yellow")
 
 
 async def _as_json(_call: Call, found: AsyncIterator[quota_pb2.ListEntriesResponse]) -> None:
     """One document, written as it comes: there may be millions."""
-    begin, token = '{\n  "entries": [', ""
+    begin, token, detached = '{\n  "entries": [', "", None
     async for answer in found:
         token = answer.next_page_token
+        if answer.HasField("detached"):
+            detached = as_dict(answer.detached)
         for entry in answer.entries:
             sys.stdout.write(f"{begin}\n    {_line(as_dict(entry))}")
             begin = ","
         sys.stdout.flush()
     end = "\n  ]" if begin == "," else f"{begin}]"
-    sys.stdout.write(f'{end},\n  "next_page_token": {_line(token)}\n}}\n')
+    gone = "" if detached is None else f',\n  "detached": {_line(detached)}'
+    sys.stdout.write(f'{end},\n  "next_page_token": {_line(token)}{gone}\n}}\n')
 
 
 def _line(value: Any) -> str:

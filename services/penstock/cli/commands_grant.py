@@ -8,6 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from penstock.cli import periods
 from penstock.cli.account_tables import grants_table
+from penstock.cli.catalogue_names import warn_of_scope
 from penstock.cli.errors import BAD_USAGE, CliError
 from penstock.cli.groups import grant
 from penstock.cli.ledger_arguments import NEGATIVE_IS_NO_OPTION, amount, moment
@@ -20,6 +21,7 @@ from penstock.quota.v1 import admin_pb2
     grant,
     "create",
     "penstock grant create 18 --account org:acme --key welcome-acme --for 3mo",
+    "penstock grant create 2 --account key:ada --key bug-4711 --reason 'found bug 4711'",
     "penstock grant create 2500 --account pool:openai --key openai-2026 --commercial-use",
     "penstock grant create 50 --account team:acme/search --key trial --starts 2026-12-01"
     " --expires 2027-03-01 --model 'gpt-4o*'",
@@ -35,10 +37,10 @@ async def create(
     ],
     name: Annotated[str, typer.Option(help="A name for people. Default: the key.")] = "",
     starts: Annotated[
-        str | None, typer.Option(help="Date or time, e.g. 2026-12-01. Default: now.")
+        str | None, typer.Option(help="Date or time, e.g. 2026-12-01 (UTC). Default: now.")
     ] = None,
     expires: Annotated[
-        str | None, typer.Option(help="Date or time, e.g. 2027-03-01. Default: never.")
+        str | None, typer.Option(help="Date or time, e.g. 2027-03-01 (UTC). Default: never.")
     ] = None,
     lasts: Annotated[
         str | None,
@@ -83,7 +85,9 @@ async def create(
     request.account_id = await call.find_id(account)
     if lasts is not None:
         await _set_end(call, request, lasts)
-    return _shown(await call.ask("CreateGrant", request, admin_pb2.Grant))
+    made = await call.ask("CreateGrant", request, admin_pb2.Grant)
+    warn_of_scope(call.state, provider, model)
+    return _shown(made)
 
 
 async def _set_end(call: Call, request: admin_pb2.CreateGrantRequest, lasts: str) -> None:

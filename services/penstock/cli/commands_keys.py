@@ -1,32 +1,33 @@
 """`penstock keys`: API keys."""
 
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
-from penstock.cli import periods, processes
+from penstock.cli import periods
 from penstock.cli.account_tables import keys_table
-from penstock.cli.app import err
+from penstock.cli.catalogue_names import warn_of_allowed_models
 from penstock.cli.errors import BAD_USAGE, CliError
 from penstock.cli.groups import keys
 from penstock.cli.ledger_arguments import moment
 from penstock.cli.names import Named
-from penstock.cli.operation import Call, Shown, operation
-from penstock.cli.state import State
-from penstock.core.config import ConfigError, load
+from penstock.cli.operation import Call, Shown, View, operation
+from penstock.cli.tables import plain, when
 from penstock.quota.v1 import admin_pb2
 from penstock.quota.v1.quota_pb2 import Principal
 
 Key = Annotated[str, typer.Argument(help="key:NAME, key:ORG/TEAM/NAME or an id.", metavar="KEY")]
 Models = Annotated[
     list[str] | None,
-    typer.Option("--model", help="A model, alias or pin it may use (again for more)."),
+    typer.Option(
+        "--model",
+        help="An alias or pin that it may use: auto, openai/gpt-4o, 'local/*' (again for more).",
+    ),
 ]
-Expires = Annotated[str | None, typer.Option(help="Date or time, e.g. 2027-01-01.")]
+Expires = Annotated[
+    str | None, typer.Option(help="When it ends: date or time, e.g. 2027-01-01 (UTC).")
+]
 
 
 @operation(
@@ -38,7 +39,7 @@ Expires = Annotated[str | None, typer.Option(help="Date or time, e.g. 2027-01-01
 )
 async def create(
     call: Call,
-    name: Annotated[str, typer.Argument(help="A name for people.")],
+    name: Annotated[str, typer.Argument(help="1 to 128 characters, for people.", metavar="NAME")],
     team: Annotated[str, typer.Option(help="Its team: ORG/NAME, NAME or id.")] = "default",
     model: Models = None,
     local_only: Annotated[
@@ -50,7 +51,10 @@ async def create(
     ] = False,
     expires: Expires = None,
 ) -> Shown:
-    """Make a key. Its text is shown this once; only a hash is kept."""
+    """Make a key. Its text is shown this once; only a hash is kept.
+
+    Without --model it may use all. Without --expires it never ends.
+    """
     request = admin_pb2.CreateKeyRequest(
         name=name,
         allowed_models=model or [],
@@ -62,7 +66,7 @@ async def create(
     await demand_new_name(call, of, name)
     request.team_id = of.id
     created = await call.ask("CreateKey", request, admin_pb2.CreateKeyResponse)
-    _warn_of_unknown(call.state, model or ())
+    warn_of_allowed_models(call.state, model or ())
     return _shown_once(
         created,
         "It spends only within a budget of its own, its team or its organisation: "
@@ -70,11 +74,11 @@ async def create(
     )
 
 
-def _shown_once(created: admin_pb2.CreateKeyResponse, then: str) -> Shown:
+def _shown_once(created: admin_pb2.CreateKeyResponse, *then: View) -> Shown:
     key = f"key {created.key.name} ({created.key.id})"
     if not created.secret:  # a dry run makes none
-        return Shown(created, [key])
-    return Shown(created, [f"{key}, shown this once:", created.secret, then])
+        return Shown(created, [key, *then])
+    return Shown(created, [f"{key}, shown this once:", created.secret, *then])
 
 
 async def demand_new_name(call: Call, team: Named, name: str) -> None:
@@ -89,24 +93,10 @@ async def demand_new_name(call: Call, team: Named, name: str) -> None:
             )
 
 
-def _warn_of_unknown(state: State, models: Sequence[str]) -> None:
-    """Of names (or patterns) that nothing in the configuration bears: allowed, for it may yet."""
-    running = processes.load(state)
-    if running is None:
-        return
-    try:
-        catalogue = load(Path(running.options["config"]))
-    except ConfigError:
-        return
-    known = [*catalogue.aliases, *catalogue.targets]
-    for name in models:
-        if not any(fnmatchcase(one, name) for one in known):
-            err.print(f"  {escape(name)} is no model or alias of the configuration", style="yellow")
-
-
 @operation(keys, "list", "penstock keys list", "penstock keys list --team acme/search")
 async def list_keys(
-    call: Call, team: Annotated[str | None, typer.Option(help="Only its keys.")] = None
+    call: Call,
+    team: Annotated[str | None, typer.Option(help="Only its keys: ORG/NAME, NAME or id.")] = None,
 ) -> Shown:
     """All keys, with their state."""
     request = admin_pb2.ListKeysRequest(team_id=await call.find_id(team, "team"))
@@ -130,14 +120,26 @@ async def rotate(
         str, typer.Option(help="How long the texts before stay valid: 24h, 7d, 0; at most 30d.")
     ] = "24h",
 ) -> Shown:
-    """Give a key a new text, shown this once. Its budgets, limits and spend stay."""
+    """Give a key a new text, shown this once. Its budgets, limits and spend stay.
+
+    Then come the first characters of each text before it, and when that one ends.
+    """
     overlap_seconds = periods.seconds(overlap, "--overlap")
     request = admin_pb2.RotateKeyRequest(
         key_id=(await call.find(key, "key")).id, overlap_seconds=overlap_seconds
     )
     rotated = await call.ask("RotateKey", request, admin_pb2.CreateKeyResponse)
-    until = f"for {overlap}" if overlap_seconds else "no more"
-    return _shown_once(rotated, f"What it had before is valid {until}.")
+    return _shown_once(rotated, *_before(rotated))
+
+
+def _before(rotated: admin_pb2.CreateKeyResponse) -> list[View]:
+    """Which texts end, and when; told with the date, for they are to be replaced until then."""
+    if not rotated.before:
+        return ["It had no other text that was still valid."]
+    table = plain("Texts before this one", "starts with", "made", "ends")
+    for text in rotated.before:
+        table.add_row(Text(f"{text.prefix}…"), when(text.created_at), when(text.valid_until))
+    return [table]
 
 
 @operation(
@@ -154,11 +156,17 @@ async def update(
     model: Models = None,
     all_models: Annotated[bool, typer.Option("--all-models", help="It may use all.")] = False,
     local_only: Annotated[
-        bool | None, typer.Option("--local-only/--any-provider", help="May it leave our replicas?")
+        bool | None,
+        typer.Option(
+            "--local-only/--any-provider", help="It never leaves our own replicas; or it may."
+        ),
     ] = None,
     fail_open_local: Annotated[
         bool | None,
-        typer.Option("--fail-open-local/--fail-closed", help="While the ledger is away."),
+        typer.Option(
+            "--fail-open-local/--fail-closed",
+            help="Local requests go on while the ledger is away; or none do.",
+        ),
     ] = None,
     expires: Expires = None,
     never_expires: Annotated[
@@ -186,7 +194,7 @@ async def update(
     if name is not None and name != of.name:
         await demand_new_name(call, await call.find("/".join(of.path), "team"), name)
     changed = await call.ask("UpdateKey", request, admin_pb2.Key)
-    _warn_of_unknown(call.state, model or ())
+    warn_of_allowed_models(call.state, model or ())
     return Shown(changed, lambda known: [keys_table([changed], known)])
 
 
@@ -194,7 +202,9 @@ async def update(
 async def expire(
     call: Call,
     key: Key,
-    at: Annotated[str, typer.Option(help="Date or time, UTC where it names no zone.")],
+    at: Annotated[
+        str, typer.Option(help="Date or time, e.g. 2027-01-01; UTC where it names no zone.")
+    ],
 ) -> Shown:
     """Say when a key ends. At once: `penstock keys revoke`."""
     request = admin_pb2.UpdateKeyRequest(expires_at=moment(at, "--at"))

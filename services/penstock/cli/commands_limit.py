@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from penstock.cli.account_tables import limits_table
+from penstock.cli.catalogue_names import warn_of_scope
 from penstock.cli.errors import BAD_USAGE, CliError
 from penstock.cli.groups import limit
 from penstock.cli.limit_arguments import (
@@ -41,19 +42,22 @@ LIMIT_MAX = 10**15
 )
 async def set_(
     call: Call,
-    account: Annotated[str, typer.Argument(help=ACCOUNT_HELP)],
+    account: Annotated[str, typer.Argument(help=ACCOUNT_HELP, metavar="ACCOUNT")],
     requests: Annotated[
         list[str] | None, typer.Option(help="NUMBER/WINDOW, e.g. 60/minute (again for more).")
     ] = None,
     tokens: Annotated[
         list[str] | None,
-        typer.Option(help="Input and output tokens: NUMBER/WINDOW, e.g. 100000/day."),
+        typer.Option(help="Input and output: NUMBER/WINDOW, e.g. 100000/day (again for more)."),
     ] = None,
     in_flight: Annotated[
         str | None, typer.Option(help="So many requests at one time, e.g. 4.")
     ] = None,
     name: Annotated[
-        str, typer.Option(help="Named in refusals; of a-z, 0-9 and -. Default: unit and window.")
+        str,
+        typer.Option(
+            help="Of the limit: a-z, 0-9 and -; told in refusals. Default: unit and window."
+        ),
     ] = "",
     zone: TimeZone = "",
     provider: Provider = None,
@@ -61,7 +65,9 @@ async def set_(
     tag: Tag = None,
     everything: Everything = False,
 ) -> Shown:
-    """Make or change rate limits; windows are minute, hour, day, week (from Monday) and month.
+    """Make or change rate limits.
+
+    Windows are minute, hour, day, week (from Monday) and month.
 
     Without --name it is the open one of that unit, window and scope. 0 lets nothing through.
     Several at once: each is checked before the first is made.
@@ -85,6 +91,7 @@ async def set_(
         one.account_id, one.time_zone = of.id, named_zone
         _complete(one, list(listed.limits), name, wanted)
     found = await _set_all(call, rates)
+    warn_of_scope(call.state, provider, model)
     document = admin_pb2.ListRateLimitsResponse(limits=found)
     return Shown(document, lambda known: [limits_table(found, known)])
 

@@ -23,7 +23,9 @@ from penstock.cli.app import (
 from penstock.cli.as_json import as_dict
 from penstock.cli.chat import Chat, Settings
 from penstock.cli.errors import BAD_USAGE, CliError
+from penstock.cli.names import if_known
 from penstock.cli.state import State
+from penstock.cli.wording import NO_NAMES, accounts_in
 from penstock.client import Client, PenstockError, user
 from penstock.core.money import format_usd
 from penstock.router.v1 import router_pb2
@@ -46,7 +48,8 @@ async def client_of(state: State, key: str | None) -> AsyncIterator[Client]:
         async with Client(address, secret, timeout_seconds=TIMEOUT_SECONDS) as client:
             yield client
     except PenstockError as error:
-        raise refusals.told(error, address) from None
+        names = await if_known(state) if accounts_in(error.message) else NO_NAMES
+        raise refusals.told(error, address, names) from None
 
 
 Key = Annotated[str | None, typer.Option("--key", help="Another API key than the ready-made one.")]
@@ -159,8 +162,9 @@ async def chat(
         local_only=local_only,
         no_cache=no_cache,
     )
-    async with client_of(state_of(context), key) as client:
-        talk = Chat(client, settings, out)
+    state = state_of(context)
+    async with client_of(state, key) as client:
+        talk = Chat(client, settings, out, lambda: if_known(state))
         if as_json:
             reply = await talk.answer(prompt or "", quiet=True)
             print_json({"text": reply.text, "receipt": as_dict(reply.receipt),

@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from penstock.cli import admin
@@ -22,6 +20,7 @@ from penstock.cli.app import (
     state_of,
 )
 from penstock.cli.errors import CliError
+from penstock.cli.tables import plain
 from penstock.core.money import format_usd
 from penstock.traces import StoreError, latest, load, render
 
@@ -74,7 +73,8 @@ def _list(folder: Path, *, as_json: bool) -> None:
         out.print("No request yet.")
         return
     columns = ("at", "request", "asked for", "answered by", "why", "cache", "cost USD", "took")
-    table = Table(*columns, "outcome", box=box.SIMPLE_HEAD)
+    drops = ("cache", "took", "why", "asked for")
+    table = plain("", *columns, "outcome", right=("cost USD", "took"), drops=drops)
     for entry in entries:
         at = datetime.fromtimestamp(entry.at_unix_ns / 1e9, UTC)
         table.add_row(

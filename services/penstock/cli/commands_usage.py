@@ -6,6 +6,7 @@ import typer
 
 from penstock.cli.app import app
 from penstock.cli.as_json import as_dict
+from penstock.cli.entry_table import detached_note
 from penstock.cli.groups import ledger
 from penstock.cli.ledger_arguments import Since, Until, moment
 from penstock.cli.ledger_tables import usage_table
@@ -27,7 +28,8 @@ async def usage(
     report = await call.ask("GetUsage", request, admin_pb2.GetUsageResponse)
     total = sum(row.posted_nano_usd for row in report.rows)
     document = {**as_dict(report), "total_posted_nano_usd": total}
-    return Shown(document, lambda known: [usage_table(report.rows, known)])
+    note = [detached_note(report.detached)] if report.HasField("detached") else []
+    return Shown(document, lambda known: [usage_table(report.rows, known), *note])
 
 
 for group, typed in ((app, "penstock usage"), (ledger, "penstock ledger usage")):

@@ -52,6 +52,14 @@ def what(entry: quota_pb2.Entry) -> str:
     return ", ".join(filter(None, told))
 
 
+def detached_note(detached: quota_pb2.DetachedEntries) -> str:
+    """Where the entries are that an answer lacks, in a line."""
+    *others, last = detached.tables or [""]
+    tables = f"{', '.join(others)} and {last}" if others else last
+    where = f"lie in {tables} of the ledger's database" if tables else "are no longer there"
+    return f"entries before {when_exactly(detached.before)} were detached: they {where}"
+
+
 def _change(nano_usd: int) -> str:
     return "" if nano_usd == 0 else ("+" if nano_usd > 0 else "") + format_usd(nano_usd)
 

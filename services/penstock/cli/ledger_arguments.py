@@ -19,8 +19,15 @@ PAGE_SIZE_DEFAULT = 100
 PAGE_SIZE_MAX = 1_000
 """As the contract has it."""
 
-Since = Annotated[str | None, typer.Option(help="E.g. 2026-11-01; default: ever.")]
-Until = Annotated[str | None, typer.Option(help="Up to this and not with it; default: now.")]
+Since = Annotated[
+    str | None,
+    typer.Option(
+        help="From this date or time on, UTC: 2026-11-01, 2026-11-01T12:00. Default: ever."
+    ),
+]
+Until = Annotated[
+    str | None, typer.Option(help="Up to this date or time, and not with it. Default: now.")
+]
 PageSize = Annotated[
     int, typer.Option(min=1, max=PAGE_SIZE_MAX, help="So many at once, newest first.")
 ]

@@ -14,15 +14,23 @@ from penstock.quota.v1 import admin_pb2
 
 Provider = Annotated[
     list[str] | None,
-    typer.Option("--provider", help="Only this provider (again for more); * is any characters."),
+    typer.Option(
+        "--provider",
+        help="Only this one of penstock.yaml, or local (again for more); * is any characters.",
+    ),
 ]
 Model = Annotated[
     list[str] | None,
-    typer.Option("--model", help="Only this model (again for more); * is any characters."),
+    typer.Option(
+        "--model", help="Only this one: gpt-4o, openai/gpt-4o, 'gpt-4o*' (again for more)."
+    ),
 ]
 Tag = Annotated[
     list[str] | None,
-    typer.Option("--tag", help="Only requests with this tag: NAME=VALUE (again: all of them)."),
+    typer.Option(
+        "--tag",
+        help="Only requests with this tag: NAME=VALUE, e.g. job=nightly (again: all of them).",
+    ),
 ]
 Everything = Annotated[
     bool, typer.Option("--everything", help="Applies to every provider, model and tag again.")

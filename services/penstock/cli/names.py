@@ -7,8 +7,10 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from penstock.cli.admin import Admin
+from penstock.cli.admin import Admin, access, opened
 from penstock.cli.errors import BAD_USAGE, CliError
+from penstock.cli.state import State
+from penstock.core.errors import PenstockError
 from penstock.quota.v1 import admin_pb2
 from penstock.quota.v1.quota_pb2 import Principal
 
@@ -57,17 +59,31 @@ async def directory(admin: Admin) -> list[Named]:
     assert isinstance(accounts, admin_pb2.ListAccountsResponse)
     assert isinstance(keys, admin_pb2.ListKeysResponse)
     assert isinstance(pools, admin_pb2.ListPoolsResponse)
-    by_id = {a.id: a.name for a in accounts.accounts}
+    names = {a.id: a.name for a in accounts.accounts}
     found = []
     for one in accounts.accounts:
         if one.kind in _KINDS:
-            lies_in = (by_id.get(one.org_id, one.org_id),) if one.org_id else ()
+            lies_in = (names.get(one.org_id, one.org_id),) if one.org_id else ()
             found.append(Named(_KINDS[one.kind], one.id, one.name, lies_in))
     for key in keys.keys:
-        path = (by_id.get(key.org_id, key.org_id), by_id.get(key.team_id, key.team_id))
+        path = (names.get(key.org_id, key.org_id), names.get(key.team_id, key.team_id))
         active = key.state not in {Principal.STATE_REVOKED, Principal.STATE_EXPIRED}
         found.append(Named("key", key.id, key.name, path, active))
     return found + [Named("pool", p.id, p.name) for p in pools.pools]
+
+
+def by_id(known: Sequence[Named]) -> dict[str, str]:
+    """The full name of each."""
+    return {one.id: one.full for one in known}
+
+
+async def if_known(state: State) -> dict[str, str]:
+    """The same of the ledger that is known here; none where it is not, or is away."""
+    try:
+        async with opened(access(state)) as admin:
+            return by_id(await directory(admin))
+    except (CliError, PenstockError):
+        return {}
 
 
 def find(known: Sequence[Named], text: str, *, kinds: Sequence[str] = ()) -> Named:

@@ -32,6 +32,7 @@ from penstock.cli.as_json import as_dict
 from penstock.cli.errors import BAD_USAGE, CliError
 from penstock.cli.names import Named
 from penstock.cli.state import State
+from penstock.cli.wording import accounts_in
 from penstock.core.errors import PenstockError
 
 M = TypeVar("M", bound=Message)
@@ -43,6 +44,9 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check it and show what would be; change nothing.")
 ]
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the ledger's entry.")]
+ReasonNeeded = Annotated[
+    str, typer.Option("--reason", help="Why (needed); kept in the ledger's entry.")
+]
 Actor = Annotated[str, typer.Option("--actor", help="Who; default: the user of this machine.")]
 
 View = str | Table
@@ -79,8 +83,11 @@ class Call:
         try:
             told = await found.call(method, request, metadata)
         except PenstockError as error:
-            raise admin.told(error, admin.access(self.state).address) from None
+            address = admin.access(self.state).address
+            raise admin.told(error, address, method, await self._names(error)) from None
         assert isinstance(told, answer)
+        if self.change is not None and not self.change.dry_run:
+            self._known = None  # there may be another name now
         return told
 
     async def admin_service(self) -> Admin:
@@ -110,6 +117,15 @@ class Call:
             except PenstockError as error:
                 raise admin.told(error, admin.access(self.state).address) from None
         return self._known
+
+    async def _names(self, error: PenstockError) -> dict[str, str]:
+        """Of the accounts that the refusal tells by their ids."""
+        if not accounts_in(error.message):
+            return {}
+        try:
+            return names.by_id(await self.known())
+        except CliError:
+            return {}
 
     async def find(self, text: str, *kinds: str) -> Named:
         """The account that `text` means. Raises CliError: none, or more than one."""
@@ -173,14 +189,23 @@ def operation(
                 await call.aclose()
 
         own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
-        signature = inspect.Signature([_CONTEXT, *own, *(_CHANGING if changes else ()), _JSON])
+        signature = inspect.Signature(
+            [_CONTEXT, *own, *(_changing(reason_needed=reason_needed) if changes else ()), _JSON]
+        )
         command = clear_faults(awaited(run))
         command.__signature__ = signature  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        command.__doc__ = _paragraphs(body.__doc__ or "")
         group.command(name, epilog=_told(examples), context_settings=settings)(command)
         return body
 
     return register
+
+
+def _paragraphs(text: str) -> str:
+    """Each on one line, for the terminal to wrap: a line's end here would be kept there."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 def _told(examples: Sequence[str]) -> str:
@@ -196,11 +221,14 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 _CONTEXT = _parameter("context", typer.Context, inspect.Parameter.empty)
 _JSON = _parameter("as_json", Json, False)
-_CHANGING = (
-    _parameter("dry_run", DryRun, False),
-    _parameter("reason", Reason, ""),
-    _parameter("actor", Actor, ""),
-)
+
+
+def _changing(*, reason_needed: bool) -> list[inspect.Parameter]:
+    return [
+        _parameter("dry_run", DryRun, False),
+        _parameter("reason", ReasonNeeded if reason_needed else Reason, ""),
+        _parameter("actor", Actor, ""),
+    ]
 
 
 async def answered(

@@ -1,23 +1,27 @@
 """What the router refuses for want of money, credit or room, as a person is told of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from penstock.cli import admin
 from penstock.cli.errors import CliError
+from penstock.cli.wording import NO_NAMES
 from penstock.client import PenstockError
 from penstock.core.money import format_usd
 
 
-def told(error: PenstockError, address: str) -> CliError:
-    """Who is out of what, when it frees up, and what an operator types; else as services say it."""
+def told(error: PenstockError, address: str, names: Mapping[str, str] = NO_NAMES) -> CliError:
+    """Who is out of what, when it frees up, and what an operator types; else as services say it.
+
+    `names`: of accounts, by id; where they are known, they stand beside the ids.
+    """
     write = _WRITERS.get(error.reason)
     if write is None:
-        return admin.told(error, address)
+        return admin.told(error, address, names=names)
     try:
         return write(error)
     except (KeyError, ValueError):
         # Of another release, or from a proxy: without the facts.
-        return admin.told(error, address)
+        return admin.told(error, address, names=names)
 
 
 def _limited(error: PenstockError) -> CliError:
@@ -47,7 +51,8 @@ def _out_of_credit(error: PenstockError) -> CliError:
         f"{error.reason}: prepaid {_owner(facts)} has {format_usd(left)} USD of usable credit left;"
         f" this request may cost {format_usd(asked)}",
         remedy=f"`penstock grant create` grants more ({facts['account_id']}); "
-        f"`penstock ledger balance {facts['account_id']}` tells what is there.",
+        f"`penstock ledger balance {facts['account_id']}` tells what is there, and why the rest of"
+        " it does not apply.",
     )
 
 

@@ -24,6 +24,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from penstock.core.ports import why_taken
 
 SUPERUSER = "penstock"
@@ -138,15 +140,22 @@ class PrivateServer:
             return
 
     def kill(self) -> None:
-        """A crash, for tests: SIGKILL to the postmaster and to every child of it."""
+        """A crash, for tests: SIGKILL to the postmaster and its children; returns at their end."""
         assert self._process is not None
-        pid = self._process.pid
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        for victim in (pid, *map(int, children)):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(victim, signal.SIGKILL)
+        postmaster = psutil.Process(self._process.pid)
+        # One that stands still forks no child which nobody would know of.
+        postmaster.suspend()
+        while postmaster.status() not in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}:
+            time.sleep(_POLL_SECONDS)
+        victims = [postmaster, *postmaster.children(recursive=True)]
+        for victim in victims:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
         self._process.wait()
         self._process = None
+        # The children are reaped by whoever adopts them; until they end, they hold its memory.
+        while not all(map(_has_ended, victims)):
+            time.sleep(_POLL_SECONDS)
 
     def _make_cluster(self, home: Path, binaries: Path, user: _User) -> None:
         free = shutil.disk_usage(home).free
@@ -252,6 +261,13 @@ def running_pid(data: Path) -> int | None:
         return None
     is_ours = command[0].endswith(b"/postgres") and str(data).encode() in command
     return int(lines[0]) if is_ours else None
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _pid_file_lines(data: Path) -> list[str]:

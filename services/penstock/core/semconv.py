@@ -32,6 +32,8 @@ REQUEST_MAX_TOKENS: Final = gen_ai.GEN_AI_REQUEST_MAX_TOKENS
 REQUEST_TEMPERATURE: Final = gen_ai.GEN_AI_REQUEST_TEMPERATURE
 REQUEST_TOP_P: Final = gen_ai.GEN_AI_REQUEST_TOP_P
 RESPONSE_MODEL: Final = gen_ai.GEN_AI_RESPONSE_MODEL
+FINISH_REASONS: Final = gen_ai.GEN_AI_RESPONSE_FINISH_REASONS
+"""On a request's span: only where we ended its answer (`BUDGET`), not its model."""
 TIME_TO_FIRST_CHUNK: Final = gen_ai.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK
 """Seconds, double."""
 INPUT_TOKENS: Final = gen_ai.GEN_AI_USAGE_INPUT_TOKENS
@@ -67,6 +69,9 @@ SETTLED: Final = "penstock.settled"
 ATTEMPTS: Final = "penstock.attempts"
 DETAILED: Final = "penstock.detailed"
 DURATION_MS: Final = "penstock.duration_ms"
+
+BUDGET: Final = "budget"
+"""The finish reason of an answer that ended where no more could be held."""
 
 CHAT: Final = gen_ai.GenAiOperationNameValues.CHAT.value
 TEXT_COMPLETION: Final = gen_ai.GenAiOperationNameValues.TEXT_COMPLETION.value

@@ -122,6 +122,15 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class KeyText:
+    """One text of a key by its first characters; `valid_until` None: it ends with the key."""
+
+    prefix: str
+    created_at: datetime
+    valid_until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
 class Pool:
     """All providers of the catalogue that are one account at one provider."""
 

@@ -34,7 +34,7 @@ class AlertsCalls(Protocol):
     ) -> admin_pb2.ListAlertsResponse: ...
 
     async def test_alerts(
-        self, request: admin_pb2.TestAlertsRequest
+        self, request: admin_pb2.TestAlertsRequest, *, dry_run: bool
     ) -> admin_pb2.TestAlertsResponse: ...
 
 
@@ -189,6 +189,11 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     ) -> admin_pb2.ListPoolsResponse:
         return await self._parts.accounts.list_pools()
 
+    async def ClosePool(
+        self, request: admin_pb2.ClosePoolRequest, context: Context
+    ) -> admin_pb2.Pool:
+        return await self._parts.accounts.close_pool(request, change_of(context))
+
     async def Adjust(self, request: admin_pb2.AdjustRequest, context: Context) -> quota_pb2.Entry:
         return await self._parts.adjustments.adjust(request, change_of(context))
 
@@ -209,9 +214,10 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         return await self._parts.alerts.list_alerts(request)
 
     async def TestAlerts(
-        self, request: admin_pb2.TestAlertsRequest, _context: Context
+        self, request: admin_pb2.TestAlertsRequest, context: Context
     ) -> admin_pb2.TestAlertsResponse:
-        return await self._parts.alerts.test_alerts(request)
+        dry_run = change_of(context).dry_run
+        return await self._parts.alerts.test_alerts(request, dry_run=dry_run)
 
     async def GetBalance(
         self, request: quota_pb2.GetBalanceRequest, _context: Context

@@ -7,6 +7,7 @@ from penstock.quota import wire
 from penstock.quota.account import (
     Account,
     Key,
+    KeyText,
     Pool,
     format_budget_id,
     format_grant_id,
@@ -15,6 +16,7 @@ from penstock.quota.account import (
 )
 from penstock.quota.admin.shapes import WINDOWS, scope_message, stamp
 from penstock.quota.budget import Budget, Grant
+from penstock.quota.store.detached import Detached
 from penstock.quota.v1 import admin_pb2, quota_pb2
 
 _KINDS = {
@@ -61,12 +63,21 @@ def key(value: Key) -> admin_pb2.Key:
     )
 
 
+def key_text(value: KeyText) -> admin_pb2.KeyText:
+    return admin_pb2.KeyText(
+        prefix=value.prefix,
+        created_at=stamp(value.created_at),
+        valid_until=stamp(value.valid_until),
+    )
+
+
 def pool(value: Pool) -> admin_pb2.Pool:
     return admin_pb2.Pool(
         id=format_id("pool", value.id),
         name=value.name,
         providers=value.providers,
         prepaid=value.prepaid,
+        closed=not value.providers,
     )
 
 
@@ -155,6 +166,10 @@ def entry(row: Any) -> quota_pb2.Entry:
         account_id=account_id,
         detail_json=row["detail"],
     )
+
+
+def detached(value: Detached) -> quota_pb2.DetachedEntries:
+    return quota_pb2.DetachedEntries(before=stamp(value.before), tables=value.tables)
 
 
 def usage_row(row: Any) -> admin_pb2.UsageRow:

@@ -16,6 +16,7 @@ from penstock.quota.account import (
 from penstock.quota.admin.shapes import any_account, stamp
 from penstock.quota.checks import Faults
 from penstock.quota.store.balance_store import BalanceStore
+from penstock.quota.store.budget_store import scope_of
 from penstock.quota.v1 import quota_pb2
 
 INTERVAL_MS_MIN = 100
@@ -97,6 +98,8 @@ def balance_message(rows: Sequence[Any]) -> quota_pb2.Balance:
             message.at.FromDatetime(row["starts_at"])
         elif row["what"] == "grant":
             message.grants.append(_grant(row))
+        elif row["what"] == "unusable":
+            message.unusable_grants.append(_grant(row))
         elif row["unit"] == "nano_usd":
             message.budgets.append(_budget(row))
         else:
@@ -120,6 +123,7 @@ def _budget(row: Any) -> quota_pb2.BudgetBalance:
         remaining_nano_usd=None if limit is None else limit - used,
         resets_at=stamp(row["ends_at"]),
         soft_percents=row["soft_percents"],
+        **_scope(row),
     )
 
 
@@ -134,6 +138,7 @@ def _rate(row: Any) -> quota_pb2.RateBalance:
         limit=row["limit_amount"],
         used=row["posted"] + row["held"] + row["suspense"],
         resets_at=stamp(row["ends_at"]),
+        **_scope(row),
     )
 
 
@@ -152,4 +157,12 @@ def _grant(row: Any) -> quota_pb2.GrantBalance:
         remaining_nano_usd=row["limit_amount"] - spent,
         starts_at=stamp(row["starts_at"]),
         expires_at=stamp(row["ends_at"]),
+        state=row["state"],
+        commercial_use=row["commercial_use"],
+        **_scope(row),
     )
+
+
+def _scope(row: Any) -> dict[str, Any]:
+    scope = scope_of(row)
+    return {"providers": scope.providers, "models": scope.models, "tags": scope.tags}

@@ -44,6 +44,13 @@ class Span:
         return str(self.attributes.get(semconv.REQUEST_ID, ""))
 
     @property
+    def ended_by(self) -> str:
+        """Of a request that was answered: "budget" where its answer ended at one, else "ok"."""
+        told = self.attributes.get(semconv.FINISH_REASONS)
+        is_cut = isinstance(told, list) and semconv.BUDGET in told
+        return semconv.BUDGET if is_cut else "ok"
+
+    @property
     def duration_ms(self) -> float:
         return (self.end_unix_ns - self.start_unix_ns) / 1e6
 

@@ -32,7 +32,7 @@ class Entry:
         model: As it was asked for.
         answered_by: `<provider>/<model>`; "" where nobody did.
         reason, cache: As in the receipt; "" where it did not come that far.
-        outcome: "ok", or the reason of the failure.
+        outcome: "ok", "budget" where the answer ended at one, or the reason of the failure.
     """
 
     request_id: str
@@ -62,7 +62,7 @@ class Entry:
             reason=text(semconv.REASON),
             cache=text(semconv.CACHE),
             cost_nano_usd=int(text(semconv.COST_NANO_USD) or 0),
-            outcome=text(semconv.ERROR_TYPE) or ("failed" if span.failed else "ok"),
+            outcome=text(semconv.ERROR_TYPE) or ("failed" if span.failed else span.ended_by),
         )
 
 

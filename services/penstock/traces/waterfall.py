@@ -50,6 +50,7 @@ def _heading(span: Span) -> Text:
         f"answered by [bold]{escape(who)}[/]" if who else "not answered",
         f"reason {escape(str(told[semconv.REASON]))}" if told.get(semconv.REASON) else "",
         f"cache {escape(str(told[semconv.CACHE]))}" if told.get(semconv.CACHE) else "",
+        "[red]ended at a budget[/]" if span.ended_by == semconv.BUDGET else "",
     ]
     lines.append("  " + " · ".join(filter(None, why)))
     money = [

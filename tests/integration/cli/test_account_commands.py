@@ -19,6 +19,8 @@ async def test_an_organisation_from_its_making_to_its_suspension(own_operator: O
     assert (await ask("account", "show", "team:search"))["suspended"]
     assert not (await ask("account", "resume", "team:acme/search"))["suspended"]
     assert "acme" in await own_operator.said("account", "list")
+    made = await own_operator.said("account", "create", "ads", "--org", "acme")
+    assert "team:acme/ads" in made
 
 
 async def test_a_key_from_its_making_to_its_end(own_operator: Operator) -> None:
@@ -32,7 +34,16 @@ async def test_a_key_from_its_making_to_its_end(own_operator: Operator) -> None:
     rotated = await ask("keys", "rotate", "key:ci", "--overlap", "24h")
     assert made["secret"] != rotated["secret"]
     assert 2 == rotated["key"]["secrets"]
+    (before,) = rotated["before"]
+    assert made["key"]["prefix"] == before["prefix"]
+    assert before["valid_until"] > before["created_at"]
     assert 1 == (await ask("keys", "rotate", "key:ci", "--overlap", "0"))["key"]["secrets"]
+    seen = await own_operator.said("keys", "rotate", "key:ci", "--overlap", "7d")
+    newest = (await ask("keys", "list"))["keys"][0]["prefix"]
+    assert f"{newest}…" not in seen
+    (line,) = [line for line in seen.splitlines() if "…" in line]
+    assert line.split()[0].startswith("ps-")
+    assert 2 == line.count(" UTC")
     changed = await ask("keys", "update", "key:ci", "--name", "cd", "--all-models", "--local-only")
     assert ("cd", [], True) == (changed["name"], changed["allowed_models"], changed["local_only"])
     assert "expires_at" in await ask("keys", "expire", "key:cd", "--at", "2999-01-01")
@@ -61,6 +72,7 @@ async def test_a_dry_run_changes_nothing_and_makes_no_text(own_operator: Operato
     await own_operator.said("account", "create", "acme")
     await own_operator.said("account", "create", "search", "--org", "acme")
     await own_operator.said("keys", "create", "ci", "--team", "search")
+    await own_operator.said("pool", "set", "azure", "--provider", "azure")
     before = await snapshot(own_operator.ledger)
     for words in (
         ("account", "create", "zeta"),
@@ -71,6 +83,7 @@ async def test_a_dry_run_changes_nothing_and_makes_no_text(own_operator: Operato
         ("keys", "update", "key:ci", "--local-only"),
         ("keys", "revoke", "key:ci"),
         ("pool", "set", "openai", "--provider", "openai"),
+        ("pool", "close", "azure"),
         ("budget", "set", "5", "--account", "key:ci"),
         ("limit", "set", "key:ci", "--requests", "6/minute", "--in-flight", "4"),
         ("grant", "create", "18", "--account", "org:acme", "--key", "k", "--for", "3mo"),

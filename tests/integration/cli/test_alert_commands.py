@@ -69,6 +69,14 @@ async def test_a_test_arrives_signed_and_is_told(operator: Operator, webhook: Re
     assert sent.is_signed_by(b"a-secret-of-at-least-24-bytes")
 
 
+async def test_a_dry_run_shows_what_would_go_and_sends_nothing(
+    operator: Operator, webhook: Receiver
+) -> None:
+    seen = await operator.said("alerts", "test", "--dry-run")
+    assert '"alert.test"' in "".join(seen.split())
+    assert [] == webhook.received
+
+
 async def test_a_webhook_that_refuses_is_told_and_the_status_is_not_0(
     operator: Operator, webhook: Receiver
 ) -> None:

@@ -5,9 +5,11 @@ import json
 import os
 import signal
 import sys
+from datetime import timedelta
 
 import pytest
 
+from penstock.quota.budget import Scope
 from support.ledger import expired, held, reserve, settle, told
 from support.operating import Operator
 
@@ -49,6 +51,36 @@ async def test_a_keys_whole_path_is_told(operator: Operator) -> None:
     assert "unlimited" in next(line for line in seen.splitlines() if " all " in line)
     assert "0.99999996" in next(line for line in seen.splitlines() if "grant_" in line)
     assert "40 %" in next(line for line in seen.splitlines() if " pace " in line)
+
+
+async def test_credit_that_does_not_apply_is_told_with_why(operator: Operator) -> None:
+    ledger = operator.ledger
+    org, team, key = await ledger.new_path(prepaid=True, commercial=True)
+    await ledger.budget("org", org, None)
+    small = Scope(models=("small",))
+    day = timedelta(days=1)
+    mine = await ledger.grant("key", key, 50, scope=small, ends_in=9 * day)
+    later = await ledger.grant("team", team, 4 * USD, starts_in=day, ends_in=3 * day)
+    free = await ledger.grant("org", org, 5 * USD, ends_in=2 * day, commercial_use=False)
+    refused = await ledger.one(reserve(ledger.id(), key, 10))
+    assert "CREDIT_EXHAUSTED" == told(refused)
+
+    told_json = await operator.json("ledger", "balance", f"key_{key}")
+    assert {f"grant_{later}": "not_started", f"grant_{free}": "non_commercial"} == {
+        grant["grant_id"]: grant["state"] for grant in told_json["unusable_grants"]
+    }
+    (usable,) = told_json["grants"]
+    assert (f"grant_{mine}", "usable", ["small"]) == (
+        usable["grant_id"],
+        usable["state"],
+        usable["models"],
+    )
+    lines = (await operator.said("ledger", "balance", f"key_{key}")).splitlines()
+    assert "small" in next(line for line in lines if f"grant_{mine}" in line)
+    assert "has not begun" in next(line for line in lines if f"grant_{later}" in line)
+    not_for = next(line for line in lines if f"grant_{free}" in line)
+    assert "not for commercial accounts" in not_for
+    assert not_for.split().count("5.00") == 2
 
 
 async def test_suspense_counts_and_is_shaded(operator: Operator) -> None:
@@ -110,7 +142,9 @@ async def test_a_watch_tells_each_change_on_a_line(operator: Operator) -> None:
     assert (1, True) == (process.returncode, b"ended the watch" in said)
 
 
-@pytest.mark.parametrize(("columns", "redrawn"), [(300, True), (60, False)], ids=["wide", "narrow"])
+@pytest.mark.parametrize(
+    ("columns", "redrawn"), [(300, True), (80, True), (24, False)], ids=["wide", "narrow", "tiny"]
+)
 async def test_on_a_terminal_a_watch_is_drawn_in_place_where_it_fits(
     operator: Operator, columns: int, *, redrawn: bool
 ) -> None:
@@ -125,7 +159,7 @@ async def test_on_a_terminal_a_watch_is_drawn_in_place_where_it_fits(
     async with asyncio.timeout(30):
         seen = await drawn(ours, "0.0000001 ")
         await spent(operator, key, 33)
-        seen += await drawn(ours, "0.000000033")
+        seen += await drawn(ours, "0.000000067")
         process.send_signal(signal.SIGINT)
         assert 130 == await process.wait()
     os.close(ours)

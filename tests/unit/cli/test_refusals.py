@@ -12,6 +12,7 @@ from penstock.core.errors import (
     BudgetExceeded,
     CapacityExhausted,
     CreditExhausted,
+    FailedPrecondition,
     PenstockError,
     RateLimited,
 )
@@ -73,7 +74,8 @@ CREDIT = KEY_OF | {"available_nano_usd": "20000000", "requested_nano_usd": "3100
             ),
             (
                 "`penstock grant create` grants more (key_3); "
-                "`penstock ledger balance key_3` tells what is there."
+                "`penstock ledger balance key_3` tells what is there, and why the rest of it"
+                " does not apply."
             ),
         ),
         (
@@ -84,13 +86,22 @@ CREDIT = KEY_OF | {"available_nano_usd": "20000000", "requested_nano_usd": "3100
                 "`penstock ledger balance key_3` tells where it went."
             ),
         ),
+        (
+            FailedPrecondition("no budget of key key_3 applies", reason="BUDGET_MISSING"),
+            "BUDGET_MISSING: no budget of key:acme/search/ci (key_3) applies",
+            (
+                "`penstock budget set 5 --account key:acme/search/ci` allows it 5 USD a month; a"
+                " budget of its team or organisation does as well, and `unlimited` instead of 5"
+                " limits nothing."
+            ),
+        ),
         (RateLimited("of a proxy"), "RATE_LIMITED: of a proxy", ""),
         (CapacityExhausted("full"), "CAPACITY_EXHAUSTED: full", ""),
     ],
-    ids=["rate", "never", "in flight", "credit", "budget", "without facts", "another"],
+    ids=["rate", "never", "in flight", "credit", "budget", "no budget", "without facts", "another"],
 )
 def test_a_refusal_is_told_for_people(error: PenstockError, message: str, remedy: str) -> None:
-    said = refusals.told(error, "here")
+    said = refusals.told(error, "here", {"key_3": "key:acme/search/ci"})
     assert (message, remedy) == (said.message, said.remedy)
 
 

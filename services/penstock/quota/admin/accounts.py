@@ -96,6 +96,14 @@ class AccountsAdmin:
         pool = await self._pools.set_pool(change, request.name, providers, prepaid=request.prepaid)
         return admin_wire.pool(pool)
 
+    async def close_pool(
+        self, request: admin_pb2.ClosePoolRequest, change: Change
+    ) -> admin_pb2.Pool:
+        faults = Faults()
+        pool_id = faults.account("pool_id", request.pool_id, "pool")
+        faults.check()
+        return admin_wire.pool(await self._pools.close_pool(change, pool_id))
+
     async def list_pools(self) -> admin_pb2.ListPoolsResponse:
         pools = await self._pools.list_pools()
         return admin_pb2.ListPoolsResponse(pools=[admin_wire.pool(pool) for pool in pools])

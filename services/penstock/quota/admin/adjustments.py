@@ -47,5 +47,5 @@ class AdjustmentsAdmin:
     async def resolve(
         self, request: quota_pb2.SettleRequest, change: Change
     ) -> quota_pb2.SettleResponse:
-        settle = wire.parse_settle(request)
+        settle = wire.parse_settle(request, by_operator=True)
         return wire.settle_response(await self._resolutions.resolve(change, settle))

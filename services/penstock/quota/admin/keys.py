@@ -54,8 +54,12 @@ class KeysAdmin:
         )
         faults.check()
         secret = self._secret()
-        key = await self._accounts.rotate_key(change, key_id, secret, overlap)
-        return admin_pb2.CreateKeyResponse(key=admin_wire.key(key), secret=_told(secret, change))
+        key, before = await self._accounts.rotate_key(change, key_id, secret, overlap)
+        return admin_pb2.CreateKeyResponse(
+            key=admin_wire.key(key),
+            secret=_told(secret, change),
+            before=[admin_wire.key_text(text) for text in before],
+        )
 
     async def update(self, request: admin_pb2.UpdateKeyRequest, change: Change) -> admin_pb2.Key:
         faults = Faults()

@@ -22,4 +22,8 @@ class ReportsAdmin:
         faults.check()
         account = optional_account(request.account_id)
         rows = await self._reports.usage(since=since, until=until, account=account)
-        return admin_pb2.GetUsageResponse(rows=[admin_wire.usage_row(row) for row in rows])
+        answer = admin_pb2.GetUsageResponse(rows=[admin_wire.usage_row(row) for row in rows])
+        gone = await self._reports.detached(since, until)
+        if gone is not None:
+            answer.detached.CopyFrom(admin_wire.detached(gone))
+        return answer

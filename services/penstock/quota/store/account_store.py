@@ -1,5 +1,6 @@
 """Organisations, teams and keys in PostgreSQL."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ from penstock.quota.account import (
     AccountKind,
     Key,
     KeyPolicy,
+    KeyText,
     format_id,
     secret_hash,
 )
@@ -174,9 +176,9 @@ class AccountStore:
 
     async def rotate_key(
         self, change: Change, key_id: int, secret: str, overlap_seconds: int
-    ) -> Key:
+    ) -> tuple[Key, list[KeyText]]:
         """A second text; those before it stay valid for the overlap, or for less if they ended
-        sooner.
+        sooner. Answered with those that were valid, newest first, and when each ends now.
 
         Raises:
             NotFound: KEY_UNKNOWN.
@@ -184,10 +186,13 @@ class AccountStore:
         """
         async with changing(self._database, change) as writing:
             before = await _lock_key(writing, key_id)
-            await writing.connection.execute(
-                "UPDATE key_secrets"
-                " SET valid_until = least(valid_until, ledger_now() + $2::interval)"
-                " WHERE account_id = $1",
+            texts = await writing.connection.fetch(
+                "UPDATE key_secrets s"
+                " SET valid_until = least(s.valid_until, n.at + $2::interval)"
+                " FROM (SELECT ledger_now() AS at) AS n, key_secrets old"
+                " WHERE s.account_id = $1 AND old.hash = s.hash"
+                " RETURNING s.prefix, s.created_at, s.valid_until,"
+                " coalesce(old.valid_until, 'infinity'::timestamptz) > n.at AS was_valid",
                 key_id,
                 timedelta(seconds=overlap_seconds),
             )
@@ -201,7 +206,7 @@ class AccountStore:
                 )
             await writing.configure(key_id, "rotate_key", before, after)
             await notify_keys(writing, key_id)
-        return after
+        return after, _texts(texts)
 
     async def update_key(
         self, change: Change, key_id: int, *, name: str | None, **policy: Any
@@ -312,6 +317,15 @@ async def _add_secret(writing: Writing, key_id: int, secret: str) -> None:
 
 async def _key_by_id(connection: postgres.Connection, key_id: int) -> Key:
     return _key(await connection.fetchrow(_NO_TEXT + "WHERE a.id = $1", key_id))
+
+
+def _texts(rows: Sequence[Any]) -> list[KeyText]:
+    valid = [row for row in rows if row["was_valid"]]
+    # As in `_KEYS`: of two of one moment the one that ends later.
+    newest_first = sorted(
+        valid, key=lambda row: (row["created_at"], row["valid_until"]), reverse=True
+    )
+    return [KeyText(row["prefix"], row["created_at"], row["valid_until"]) for row in newest_first]
 
 
 def _account(row: Any) -> Account:

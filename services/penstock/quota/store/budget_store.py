@@ -47,7 +47,10 @@ class BudgetStore:
             connection = writing.connection
             await writing.lock_account(wish.account_kind, wish.account_id)
             row = await connection.fetchrow(
-                _BUDGETS + "WHERE x.account_id = $1 AND x.name = $2", wish.account_id, wish.name
+                # Locked: it may be closed just now, and the entry says what it was before.
+                _BUDGETS + "WHERE x.account_id = $1 AND x.name = $2 FOR NO KEY UPDATE OF x",
+                wish.account_id,
+                wish.name,
             )
             before = None if row is None else _budget(row)
             if before is None or before.closed:

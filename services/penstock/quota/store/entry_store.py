@@ -12,6 +12,7 @@ from penstock.core import postgres
 from penstock.quota.account import AccountKind
 from penstock.quota.store.changes import require_account
 from penstock.quota.store.database import Database
+from penstock.quota.store.detached import Detached, detached_entries
 
 _COLUMNS = """
     SELECT e.id, e.at, e.operation, e.reservation_id, r.request_id, r.attempt, e.account_id,
@@ -78,6 +79,11 @@ class EntryStore:
             rows: Sequence[asyncpg.Record] = await connection.fetch(query, *arguments)
         return rows
 
+    async def detached(self, since: datetime | None, until: datetime | None) -> Detached | None:
+        """What of this time is no longer in the ledger; None: nothing."""
+        async with self._database.connection() as connection:
+            return await detached_entries(connection, since, until)
+
 
 async def entry_by_id(connection: postgres.Connection, entry_id: int) -> asyncpg.Record | None:
     """None: its partition was detached."""
@@ -99,7 +105,8 @@ def entries_query(
     source = _source(wanted, place)
     conditions = _conditions(wanted, source, before_id, place)
     joined = any(" r." in f" {condition}" or "(r." in condition for condition in conditions)
-    join = " JOIN reservations r ON r.id = e.reservation_id" if joined else ""
+    # A pool's own entries, of its configuration and credit, have no reservation.
+    join = " LEFT JOIN reservations r ON r.id = e.reservation_id" if joined else ""
     where = " AND ".join(conditions) or "true"
     limit = place(rows_max)
     page = (

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from penstock.core import errors, postgres
+from penstock.core.money import format_usd
 from penstock.quota.account import Pool
 from penstock.quota.store.changes import Change, changing
 from penstock.quota.store.database import Database
@@ -50,10 +51,59 @@ class PoolStore:
             await writing.configure(pool_id, "set_pool", before, after)
         return after
 
+    async def close_pool(self, change: Change, pool_id: int) -> Pool:
+        """Takes all providers out of it; again is no fault.
+
+        An attempt that is being admitted at this very moment may still hold in it, and is settled
+        in it like any other.
+
+        Raises:
+            NotFound: POOL_UNKNOWN.
+            FailedPrecondition: POOL_IN_USE.
+        """
+        async with changing(self._database, change) as writing:
+            connection = writing.connection
+            await writing.lock_account("pool", pool_id)
+            before = await _pool_by_id(connection, pool_id)
+            await connection.execute("DELETE FROM pool_providers WHERE pool_id = $1", pool_id)
+            await _check_unused(connection, before)
+            after = await _pool_by_id(connection, pool_id)
+            await writing.configure(pool_id, "close_pool", before, after)
+        return after
+
     async def list_pools(self) -> list[Pool]:
         async with self._database.connection() as connection:
             rows = await connection.fetch(_POOLS + " GROUP BY a.id ORDER BY a.name")
         return [_pool(row) for row in rows]
+
+
+async def _check_unused(connection: postgres.Connection, pool: Pool) -> None:
+    """Raises FailedPrecondition (POOL_IN_USE)."""
+    found = await connection.fetchrow(
+        "SELECT count(*) FILTER (WHERE state = 'held') AS held,"
+        " coalesce(sum(amount) FILTER (WHERE state = 'held'), 0)::bigint AS held_nano_usd,"
+        " count(*) FILTER (WHERE state = 'expired') AS suspected,"
+        " coalesce(sum(amount) FILTER (WHERE state = 'expired'), 0)::bigint AS suspense_nano_usd"
+        " FROM (SELECT state, amount FROM reservations WHERE pool_id = $1 AND state = 'held'"
+        " UNION ALL SELECT state, amount FROM reservations"
+        " WHERE pool_id = $1 AND state = 'expired' AND pool = 'paid') AS r",
+        pool.id,
+    )
+    if not found["held"] and not found["suspected"]:
+        return
+    parts = []
+    if found["held"]:
+        amount = format_usd(found["held_nano_usd"])
+        parts.append(f"{found['held']} running attempts hold {amount} USD")
+    if found["suspected"]:
+        amount = format_usd(found["suspense_nano_usd"])
+        parts.append(f"{found['suspected']} abandoned ones have {amount} USD in suspense")
+    raise errors.FailedPrecondition(
+        f"pool {pool.name!r} is in use: {' and '.join(parts)}; let those that run end, and resolve"
+        " the suspense, before it is closed",
+        reason="POOL_IN_USE",
+        metadata={name: str(value) for name, value in found.items()} | {"pool": pool.name},
+    )
 
 
 async def _set_providers(

@@ -8,6 +8,7 @@ import asyncpg
 from penstock.quota.account import AccountKind
 from penstock.quota.store.changes import require_account
 from penstock.quota.store.database import Database
+from penstock.quota.store.detached import Detached, detached_entries
 
 # Adjusting and resolving entries count where their attempt does; those of an account have no model.
 _USAGE = """
@@ -94,3 +95,8 @@ class ReportStore:
                 query = _OF_POOL if account[0] == "pool" else _OF_ACCOUNT
                 rows = await connection.fetch(query, since, until, account[1])
         return rows
+
+    async def detached(self, since: datetime | None, until: datetime | None) -> Detached | None:
+        """What of this time is no longer in the ledger; None: nothing."""
+        async with self._database.connection() as connection:
+            return await detached_entries(connection, since, until)
