@@ -86,11 +86,11 @@ test-vllm: env-vllm ## The vLLM engine, on this CPU (about 6 minutes)
 	@PENSTOCK_MODEL_CACHE=$(abspath $(STATE))/models $(VLLM_VENV)/bin/python -m pytest -W default -m vllm tests/contract/engine tests/vllm $(ARGS)
 
 .PHONY: prove
-prove: env-dev ## All proofs of the ledger, one table (HISTORIES=10000 KILLS=50 ROUNDS=10 SEED=…)
+prove: env-dev ## All proofs of the ledger, one table (HISTORIES=10000 KILLS=50 ROUNDS=10 SEED=… ARGS='--write')
 	@PYTHONPATH=tests $(BIN)/python -m proofs --histories $(HISTORIES) --kills $(KILLS) --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 .PHONY: prove-mutants
-prove-mutants: env-dev ## Each rule of the ledger broken in a copy: which proof notices?
+prove-mutants: env-dev ## Each rule of the ledger broken in a copy: which proof notices? (ARGS='--write')
 	@PYTHONPATH=tests $(BIN)/python -m proofs.mutants $(ARGS)
 
 .PHONY: bench-ledger

@@ -36,5 +36,6 @@ def test_a_reserve_with_the_longest_texts_of_a_request_is_well_formed() -> None:
 
 def test_a_settle_of_the_largest_report_that_is_believed_is_well_formed() -> None:
     usage = Usage(prompt_tokens=REPORTED_TOKENS_MAX, completion_tokens=REPORTED_TOKENS_MAX)
-    settle = wire.parse_settle(SettleRequest(reservation_id=ids.uuid7(), usage=usage))
+    request = SettleRequest(reservation_id=ids.uuid7(), usage=usage, key_id="key_1")
+    settle = wire.parse_settle(request)
     assert REPORTED_TOKENS_MAX == settle.completion_tokens

@@ -100,14 +100,14 @@ _PLAN = """
     JOIN budgets xo ON xo.account_id = k.org_id JOIN buckets o ON o.budget_id = xo.id
 """
 _RESERVATIONS = """
-    INSERT INTO reservations (id, state, created_at, org_id, key_id, request_id, attempt, pool,
-        provider, model, asked, asked_tokens, ttl_ms, end_user, tags, amount, tokens, bucket_ids,
-        expires_at, resolved_at, posted, released, prompt_tokens, cached_prompt_tokens,
+    INSERT INTO reservations (id, state, created_at, epoch, org_id, key_id, request_id, attempt,
+        pool, provider, model, asked, asked_tokens, ttl_ms, end_user, tags, amount, tokens,
+        bucket_ids, expires_at, resolved_at, posted, released, prompt_tokens, cached_prompt_tokens,
         completion_tokens, reasoning_tokens, outcome, trace_id)
-    SELECT id, CASE WHEN void THEN 'voided' ELSE 'settled' END::reservation_state, at, org_id,
-        key_id, 'req_' || left(id::text, 18), 1, 'paid', 'openai', 'gpt-4o-mini', amount, 100,
-        60000, '', '{}', amount, 100, bucket_ids, at + interval '1 minute',
-        at + interval '1 second', posted, amount - posted, 50, 0, 50, 0,
+    SELECT id, CASE WHEN void THEN 'voided' ELSE 'settled' END::reservation_state, at,
+        $1::integer, org_id, key_id, 'req_' || left(id::text, 18), 1, 'paid', 'openai',
+        'gpt-4o-mini', amount, 100, 60000, '', '{}', amount, 100, bucket_ids,
+        at + interval '1 minute', at + interval '1 second', posted, amount - posted, 50, 0, 50, 0,
         CASE WHEN void THEN 'CANCELLED' ELSE 'ok' END, ''
     FROM fill_plan ORDER BY n
 """
@@ -121,6 +121,31 @@ _ENTRIES = """
         (interval '1 second', CASE WHEN void THEN 'void' ELSE 'settle' END, -amount, posted)
     ) AS e (after, operation, held, posted)
     ORDER BY p.n, e.after
+"""
+# As the ledger itself tells of accounts and budgets; $1, $2: the first and the last account.
+_SETTINGS = """
+    INSERT INTO entries (epoch, at, operation, account_id, bucket_ids, actor, reason, detail)
+    SELECT current_epoch(), ledger_now(), 'configure', account_id, '{}', 'fill', '',
+        jsonb_build_object('what', what, 'before', NULL, 'after', after)
+    FROM (
+        SELECT id AS account_id, 1 AS turn, 'create_account' AS what, jsonb_build_object('id', id,
+            'kind', kind, 'name', name, 'org_id', org_id, 'suspended', false, 'prepaid', false,
+            'commercial', false) AS after
+        FROM accounts WHERE kind IN ('org', 'team')
+        UNION ALL
+        SELECT id, 1, 'create_key', jsonb_build_object('id', id, 'org_id', org_id,
+            'team_id', team_id, 'name', name, 'state', 'active', 'policy', jsonb_build_object(
+            'allowed_models', jsonb_build_array(), 'local_only', false, 'fail_open_local', false,
+            'expires_at', NULL))
+        FROM accounts WHERE kind = 'key'
+        UNION ALL
+        SELECT account_id, 2, 'set_budget', jsonb_build_object('id', id, 'name', name, 'unit', unit,
+            'window', kind, 'time_zone', time_zone, 'limit', limit_amount, 'scope',
+            jsonb_build_object('providers', providers, 'models', models, 'tags', tags),
+            'soft_percents', soft_percents, 'closed', false)
+        FROM budgets
+    ) AS s
+    WHERE account_id BETWEEN $1 AND $2 ORDER BY turn, account_id
 """
 _BALANCES = """
     UPDATE buckets b SET posted = b.posted + f.posted
@@ -136,7 +161,8 @@ def quiet(stage: str, done: int, total: int) -> None:
 async def fill(
     dsn: str, *, accounts: int = 100_000, entries: int = 1_000_000, progress: Told = quiet
 ) -> Filled:
-    """Adds `accounts` keys, with their teams and organisations, and `entries` entries (even).
+    """Adds `accounts` keys, with their teams and organisations, and `entries` entries (even) of
+    money; one more tells of each account, and one of each budget.
 
     Each chunk is one transaction that balances. `progress` hears a stage, done, total.
     """
@@ -182,6 +208,7 @@ async def _make_accounts(connection: asyncpg.Connection, keys: int, progress: To
         await connection.execute(_SECRETS, first_key, last)
         progress("accounts", 2, 3)
         await connection.execute(_BUDGETS, first, last, LIMIT_NANO_USD)
+        await connection.execute(_SETTINGS, first, last)
     await connection.execute("ANALYZE accounts, budgets, buckets")
     progress("accounts", 3, 3)
     return first_key
@@ -200,7 +227,7 @@ async def _make_entries(
             plan = (start, count, reservations, first_key, keys, end, VOID_EACH, SPAN_DAYS)
             await connection.execute(_PLAN, *plan)
             await connection.execute("ANALYZE fill_plan")
-            await connection.execute(_RESERVATIONS)
+            await connection.execute(_RESERVATIONS, epoch)
             await connection.execute(_ENTRIES, epoch)
             await connection.execute(_BALANCES)
             posted += await connection.fetchval("SELECT sum(posted)::bigint FROM fill_plan")

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.ledger.figures import machine
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from proofs import kills, race, simulation
+from proofs import between, kills, page, race, simulation
 
 ROOT = Path(__file__).parents[2]
 QUOTA = "tests/integration/quota/"
@@ -26,7 +27,7 @@ SCENARIOS = tuple(
     f"{QUOTA}test_{name}.py"
     for name in (
         *("operations", "admission", "windows", "grants", "pools", "rates", "extend"),
-        *("races", "concurrency", "between_statements", "bugs_of_others"),
+        *("races", "concurrency", "between_statements", "bugs_of_others", "not_yours"),
     )
 )
 MACHINE = ("tests/property/test_ledger_machine.py",)
@@ -35,6 +36,7 @@ TRACE = (
     "tests/e2e/test_main_job.py::test_the_sum_of_span_costs_is_the_sum_that_was_posted",
 )
 FAILURES_SHOWN = 10
+HEADER = ("proof", "what was run", "how many", "seed", "seconds", "verdict")
 
 
 @dataclass
@@ -48,14 +50,21 @@ class Row:
     seconds: float
     failures: list[str]
 
+    @property
+    def cells(self) -> tuple[str, ...]:
+        verdict = f"{len(self.failures)} FAILED" if self.failures else "holds"
+        return (self.proof, self.ran, self.count, self.seed, f"{self.seconds:.0f}", verdict)
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--histories", type=int, default=10_000)
+    parser.add_argument("--per-gap", type=int, default=30, help="cases between two statements")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=10, help="of the races")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))
     parser.add_argument("--without-trace", action="store_true", help="needs the whole stack")
+    parser.add_argument("--write", action="store_true", help=f"also writes docs/{page.PAGE.name}")
     arguments = parser.parse_args()
     rows = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -65,6 +74,7 @@ def main() -> int:
             "2 races": lambda: _race(arguments.rounds, progress),
             "3 state machine": lambda: _pytest("3 state machine, auditor", MACHINE, progress),
             "4 simulation": lambda: _simulation(arguments.histories, arguments.seed, progress),
+            "between statements": lambda: _between(arguments.per_gap, arguments.seed, progress),
             "5 kill -9": lambda: _kills(arguments.kills, arguments.seed, progress),
             "6 trace = ledger": lambda: _pytest("6 trace = ledger", TRACE, progress),
         }
@@ -81,15 +91,29 @@ def main() -> int:
     for row in rows:
         for failure in row.failures[:FAILURES_SHOWN]:
             sys.stdout.write(f"{row.proof}: {failure}\n")
+    if arguments.write:
+        _write(rows, arguments)
     return 1 if any(row.failures for row in rows) else 0
 
 
 def _table(rows: list[Row]) -> Table:
-    table = Table("proof", "what was run", "how many", "seed", "seconds", "verdict")
+    table = Table(*HEADER)
     for row in rows:
-        verdict = f"[red]{len(row.failures)} FAILED[/]" if row.failures else "[green]holds[/]"
-        table.add_row(row.proof, row.ran, row.count, row.seed, f"{row.seconds:.0f}", verdict)
+        *cells, verdict = row.cells
+        table.add_row(*cells, f"[{'red' if row.failures else 'green'}]{verdict}[/]")
     return table
+
+
+def _write(rows: list[Row], arguments: argparse.Namespace) -> None:
+    more = " --without-trace" if arguments.without_trace else ""
+    command = (
+        f"make prove HISTORIES={arguments.histories} KILLS={arguments.kills}"
+        f" ROUNDS={arguments.rounds} SEED={arguments.seed} ARGS='--write{more}'"
+    )
+    failed = sum(bool(row.failures) for row in rows)
+    verdict = f"{failed} of {len(rows)} proofs FAILED." if failed else "All proofs hold."
+    said = f"Printed by `{command}` on: {machine()}."
+    page.write("prove", said, HEADER, [row.cells for row in rows], verdict)
 
 
 def _pytest(proof: str, files: tuple[str, ...], progress: Progress) -> Row:
@@ -139,14 +163,37 @@ def _simulation(histories: int, seed: int, progress: Progress) -> Row:
     stores = result.counts["store killed before its commit"]
     stores += result.counts["store killed after its commit"]
     ran = ", ".join(f"{result.counts[name]:,} {name}" for name in crashes)
+    batched = f"{result.counts['operations through the Batcher']:,} through the Batcher"
+    killed = f"{result.counts['quota processes killed']:,} of its processes"
     failures = [
         f"history {number} (--seed {seed} --only {number}): {why}"
         for number, why in sorted(result.failures.items())
     ]
     return Row(
         "4 simulation",
-        f"{ran}, {stores:,} kills of the store; balances = auditor = fold of the entries",
-        f"{result.histories:,} histories, {result.counts['operations']:,} operations",
+        f"{ran}, {stores:,} kills of the store and {killed};"
+        " balances = auditor = fold of the entries",
+        f"{result.histories:,} histories, {result.counts['operations']:,} operations, {batched}",
+        str(seed),
+        time.monotonic() - began,
+        failures,
+    )
+
+
+def _between(per_gap: int, seed: int, progress: Progress) -> Row:
+    task = progress.add_task("between statements", total=None)
+    began = time.monotonic()
+    result = between.run(between.Plan(seed, per_gap), lambda: progress.advance(task))
+    failures = [
+        f"case {number} (proofs.between --seed {seed} --only {number}): {why}"
+        for number, why in sorted(result.failures.items())
+    ]
+    progress.update(task, total=len(result.reached))
+    return Row(
+        "4 what commits between two statements",
+        f"before each of {len(result.reached)} statements a batch waits while another session"
+        " commits; answers, balances and entries are as if wholly before or wholly after",
+        f"{result.reached.total():,} batches stood, {result.waited:,} others waited for them",
         str(seed),
         time.monotonic() - began,
         failures,

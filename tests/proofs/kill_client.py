@@ -57,12 +57,13 @@ class Load:
 
     async def _attempt(self) -> None:
         rng, id_ = self.rng, uuid7()
+        key_id = f"key_{rng.choice(self.keys)}"
         amount = rng.randrange(1, 200)
         reserve = quota_pb2.ReserveRequest(
             reservation_id=id_,
             request_id=f"req_{id_}",
             attempt=1,
-            key_id=f"key_{rng.choice(self.keys)}",
+            key_id=key_id,
             pool=rng.choice([quota_pb2.POOL_KIND_LOCAL, quota_pb2.POOL_KIND_PAID]),
             provider=self.provider,
             model="gpt-4o-mini",
@@ -74,7 +75,11 @@ class Load:
         self.journal.write(f"held {id_} {amount}\n")
         if rng.random() < 0.3:
             more = quota_pb2.ExtendRequest(
-                reservation_id=id_, amount_nano_usd=amount + 50, tokens=20, ttl_ms=HOLD_MS
+                reservation_id=id_,
+                amount_nano_usd=amount + 50,
+                tokens=20,
+                ttl_ms=HOLD_MS,
+                key_id=key_id,
             )
             try:
                 await self.ledger.extend(more, Deadline.after(3))
@@ -82,10 +87,13 @@ class Load:
             except PenstockError:
                 pass
         if rng.random() < 0.1:
-            await self.ledger.void(quota_pb2.VoidRequest(reservation_id=id_, reason="CANCELLED"))
+            void = quota_pb2.VoidRequest(reservation_id=id_, reason="CANCELLED", key_id=key_id)
+            await self.ledger.void(void)
             return
         used = rng.randrange(amount + 1)
-        settle = quota_pb2.SettleRequest(reservation_id=id_, amount_nano_usd=used, outcome="ok")
+        settle = quota_pb2.SettleRequest(
+            reservation_id=id_, amount_nano_usd=used, outcome="ok", key_id=key_id
+        )
         if await self.ledger.settle(settle):
             self.journal.write(f"settled {id_} {used}\n")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import asyncpg
 
-from penstock.core.postgres_server import PostgresServerError, PrivateServer
+from penstock.core.postgres_server import PrivateServer
 from penstock.quota.audit import audit_dsn
 from proofs.databases import private_server
 from proofs.processes import Child, ClientChild, QuotaChild, client_child, quota_child
@@ -29,7 +29,6 @@ from support.ledger import Ledger, migrated_database
 VICTIMS = ("router", "quota", "postgres")
 LIMIT_NANO_USD = 40_000
 """Of the tight one of the keys: it is refused most of the time."""
-RESTART_SECONDS = 20.0
 IN_FLIGHT = 40
 """Of the pool: fewer than the routers have tasks, so that some are refused."""
 ACKNOWLEDGED_BETWEEN = 40
@@ -59,27 +58,12 @@ class House:
         """Kills one, and starts it again."""
         if what == "postgres":
             await asyncio.to_thread(self.server.kill)
-            await self._restart_postgres()
+            await asyncio.to_thread(self.server.start)
             return
         children: list[Child] = [*(self.routers if what == "router" else self.quotas)]
         victim = rng.choice(children)
         victim.kill()
         victim.start()
-
-    async def _restart_postgres(self) -> None:
-        """A backend that was being forked outlives the kill until it sees that it is alone: a new
-        postmaster does not start beside it.
-        """
-        deadline = time.monotonic() + RESTART_SECONDS
-        while True:
-            try:
-                await asyncio.to_thread(self.server.start)
-            except PostgresServerError as error:
-                if "pre-existing shared memory" not in str(error) or time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(0.2)
-            else:
-                return
 
     async def load(self) -> None:
         """Returns when every router is answered again."""

@@ -3,42 +3,36 @@
 A patch that does not apply exactly once is a fault of this list, and is told as one.
 """
 
-from dataclasses import dataclass
+from proofs.mutant import Mutant
+from proofs.mutants_beside import BESIDE
 
 _SQL = "quota/store/migrations/"
 APPLY = _SQL + "0004_apply_batch.sql"
 PATHS = _SQL + "0003_paths.sql"
 ACCOUNTS = _SQL + "0001_accounts.sql"
-STORE = "quota/store/ledger_store.py"
 
-_LOCK = "SELECT * FROM buckets WHERE id = ANY (needed) ORDER BY id FOR NO KEY UPDATE"
-_ONCE, _AGAIN = "unnest(known_rows) AS x", "reservations x WHERE x.id = ANY (ids || expired_ids)"
-_KNOWN = f"FROM {_ONCE}\n    ),\n    moved AS ("
+_LOCK = " FOR NO KEY UPDATE\n        ) AS b\n"
+_JOINS = (
+    "        LEFT JOIN budgets x ON x.id = b.budget_id\n"
+    "        LEFT JOIN grants g ON g.id = b.grant_id;\n"
+)
 _REST = "rest := b_limits[p] - b_posted[p] - b_held[p] - b_suspense[p];"
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """`proof`: the one to try first; the others follow if it survives."""
-
-    name: str
-    invariant: str
-    file: str
-    old: str
-    new: str
-    proof: str = "scenarios"
+_ENDS = "CONTINUE WHEN x.id IS NULL OR x.state NOT IN ('held', 'expired');"
+_ENDS_TOO = (
+    "CONTINUE WHEN x.id IS NULL OR NOT (x.state IN ('held', 'expired')"
+    " OR (x.state = 'settled' AND (operations[n]).op = 'what'));"
+)
 
 
 MUTANTS = (
-    Mutant("no lock", "I1", APPLY, _LOCK, _LOCK.removesuffix(" FOR NO KEY UPDATE"), "concurrency"),
+    Mutant("no lock", "I1", APPLY, _LOCK, "\n        ) AS b\n", "concurrency"),
     Mutant(
         "check outside the transaction: balances are read before the lock",
         "I1",
         APPLY,
-        _LOCK + "\n        ) AS b",
-        _LOCK.removesuffix(" FOR NO KEY UPDATE")
-        + "\n        ) AS b JOIN (SELECT count(*) FROM (SELECT id FROM buckets"
-        " WHERE id = ANY (needed) ORDER BY id FOR NO KEY UPDATE) AS w) AS locked ON true",
+        _LOCK + _JOINS,
+        "\n        ) AS b\n" + _JOINS + "        PERFORM FROM buckets WHERE id = ANY (b_ids)"
+        " ORDER BY id FOR NO KEY UPDATE;\n",
         "concurrency",
     ),
     Mutant("held is not counted", "I1", APPLY, _REST, _REST.replace(" - b_held[p]", "")),
@@ -69,29 +63,30 @@ MUTANTS = (
         "an expired paid hold is released",
         "I8",
         APPLY,
-        "-1 AS held_sign, (x.pool = 'paid')::integer AS suspense_sign",
-        "-1 AS held_sign, 0 AS suspense_sign",
+        "suspense_sign := (x.pool = 'paid')::integer;",
+        "suspense_sign := 0;",
     ),
     Mutant(
         "an expired local hold goes to suspense",
         "I8",
         APPLY,
-        "-1 AS held_sign, (x.pool = 'paid')::integer AS suspense_sign",
-        "-1 AS held_sign, 1 AS suspense_sign",
+        "suspense_sign := (x.pool = 'paid')::integer;",
+        "suspense_sign := 1;",
     ),
     Mutant(
         "a late settle leaves the suspense",
         "I8",
         APPLY,
-        "-(x.now = 'expired' AND x.pool = 'paid')::integer",
-        "0",
+        "suspense_sign := -(held_sign = 0 AND x.pool = 'paid')::integer;",
+        "suspense_sign := 0;",
     ),
     Mutant(
         "an expired hold still runs",
         "I8",
         APPLY,
-        "CASE b.unit WHEN 'in_flight' THEN 0 ELSE s.suspense_sign * c.counts END",
-        "s.suspense_sign * c.counts",
+        "CONTINUE WHEN b_units[p] = 'in_flight';",
+        "IF b_units[p] = 'in_flight' THEN"
+        " b_suspense[p] := b_suspense[p] + suspense_sign * counts; CONTINUE; END IF;",
     ),
     Mutant(
         "a hold is extended though it has expired",
@@ -160,46 +155,66 @@ MUTANTS = (
         "who prepays is not held to his credit",
         "I11",
         APPLY,
-        "CONTINUE WHEN NOT prepaid[c];",
+        "CONTINUE WHEN reason IS NOT NULL OR amount = 0 OR account_id IS NULL;",
         "CONTINUE;",
     ),
     Mutant(
         "an extension is not counted",
         "I1",
         APPLY,
-        "greatest(o.amount - x.amount, 0), greatest(o.tokens - x.tokens, 0), 0, false",
-        "0, greatest(o.tokens - x.tokens, 0), 0, false",
+        "amount := greatest(o.amount - x.amount, 0);",
+        "amount := 0;",
     ),
     Mutant(
         "an extension counts in today's window",
         "I10",
         APPLY,
-        "SELECT o.n, u.place, cardinality(routes) - u.place\n"
-        "                + (row_number() OVER (ORDER BY o.n))::integer,",
-        "SELECT o.n, u.place, 0,",
+        "bucket_ids := x.bucket_ids;",
+        "bucket_ids := r.bucket_ids;",
     ),
     Mutant(
         "a slice that came meanwhile is not locked",
         "I2",
         APPLY,
-        "bool_and(r.bucket_ids || r.slice_ids <@ coalesce(b_ids, '{}'))",
-        "bool_and(r.bucket_ids <@ coalesce(b_ids, '{}'))",
+        "IF b_ids[p] IS DISTINCT FROM x.slice_ids[k] THEN",
+        "CONTINUE WHEN b_ids[p] IS DISTINCT FROM x.slice_ids[k]; IF false THEN",
     ),
-    Mutant("two looks at the reservations", "I2", APPLY, _KNOWN, _KNOWN.replace(_ONCE, _AGAIN)),
-    Mutant("locks are waited for blindly", "I1", APPLY, "covered AND NOT waited", "covered"),
+    Mutant(
+        "two looks at the reservations",
+        "I2",
+        APPLY,
+        "x := known[n];\n        r :=",
+        "SELECT * INTO x FROM reservations WHERE id = (operations[n]).id;\n        r :=",
+        "between",
+    ),
+    Mutant(
+        "what ended since its routes were found is used",
+        "I11",
+        APPLY,
+        "OR ended_ids IS NOT NULL AND EXISTS (",
+        "OR false AND EXISTS (",
+        "between",
+    ),
+    Mutant(
+        "locks are waited for blindly",
+        "I1",
+        APPLY,
+        "IF waited OR date_trunc(",
+        "IF date_trunc(",
+    ),
     Mutant(
         "a repeated reserve holds again",
         "I3",
         APPLY,
-        "WHERE o.op = 'reserve' AND reasons[o.n] IS NULL AND fresh[o.n]",
-        "WHERE o.op = 'reserve' AND reasons[o.n] IS NULL",
+        "WHEN 'reserve' THEN x.id IS NULL\n",
+        "WHEN 'reserve' THEN true\n",
     ),
     Mutant(
         "a refusal is not remembered",
         "I3",
         APPLY,
-        "'DEADLINE_EXCEEDED', 'KEY_UNKNOWN',\n",
-        "'DEADLINE_EXCEEDED', 'KEY_UNKNOWN', 'BUDGET_EXCEEDED',\n",
+        "'KEY_UNKNOWN', 'ABANDONED_HOLDS') THEN NULL",
+        "'KEY_UNKNOWN', 'ABANDONED_HOLDS', 'BUDGET_EXCEEDED') THEN NULL",
     ),
     Mutant(
         "the fingerprint is ignored",
@@ -219,24 +234,22 @@ MUTANTS = (
         "a void that comes before its reserve is forgotten",
         "I3",
         APPLY,
-        "WHERE o.op = 'void' AND fresh[o.n] AND reasons[o.n] IS NULL;",
-        "WHERE o.op = 'void' AND false;",
+        "WHEN o.op = 'void' AND reason IS NULL THEN 'voided'",
+        "WHEN o.op = 'void' AND reason IS NULL THEN NULL",
     ),
     Mutant(
         "a settled attempt can be voided",
         "I4",
         APPLY,
-        "WHERE o.op IN ('settle', 'void') AND x.now IN ('held', 'expired')",
-        "WHERE o.op IN ('settle', 'void') AND (x.now IN ('held', 'expired')"
-        " OR (o.op = 'void' AND x.now = 'settled'))",
+        _ENDS,
+        _ENDS_TOO.replace("what", "void"),
     ),
     Mutant(
         "a repeated settle posts again",
         "I4",
         APPLY,
-        "WHERE o.op IN ('settle', 'void') AND x.now IN ('held', 'expired')",
-        "WHERE o.op IN ('settle', 'void') AND (x.now IN ('held', 'expired')"
-        " OR (o.op = 'settle' AND x.now = 'settled'))",
+        _ENDS,
+        _ENDS_TOO.replace("what", "settle"),
     ),
     Mutant(
         "an unequal settle is answered as the first",
@@ -249,15 +262,36 @@ MUTANTS = (
         "an overage is cut to what was held",
         "I6",
         APPLY,
-        "x.amount, CASE o.op WHEN 'settle' THEN o.amount ELSE 0 END, x.tokens,",
-        "x.amount, CASE o.op WHEN 'settle' THEN least(o.amount, x.amount) ELSE 0 END, x.tokens,",
+        "spent := CASE o.op WHEN 'settle' THEN o.amount ELSE 0 END;",
+        "spent := CASE o.op WHEN 'settle' THEN least(o.amount, x.amount) ELSE 0 END;",
     ),
     Mutant(
         "an overdrawn budget admits what costs nothing",
         "I6",
         APPLY,
-        "IF need > rest AND (need > 0 OR t_requests[i] > 0) THEN",
+        "IF need > rest AND (need > 0 OR requests > 0) THEN",
         "IF need > rest AND need > 0 THEN",
+    ),
+    Mutant(
+        "anybody's settle is answered as the owner's",
+        "I4",
+        APPLY,
+        "WHEN o.key_id <> x.key_id THEN 'RESERVATION_NOT_YOURS'",
+        "WHEN false THEN 'RESERVATION_NOT_YOURS'",
+    ),
+    Mutant(
+        "anybody's settle moves money",
+        "I4",
+        APPLY,
+        "o.op IN ('settle', 'void') AND (o.key_id = x.key_id) IS NOT FALSE, false);",
+        "o.op IN ('settle', 'void'), false);",
+    ),
+    Mutant(
+        "an extension does not ask whether the key was revoked",
+        "I9",
+        APPLY,
+        "WHEN o.op = 'extend' THEN nullif(r.reason, 'BUDGET_MISSING')",
+        "WHEN o.op = 'extend' THEN NULL",
     ),
     Mutant("a pool's limits are nobody's", "I2", PATHS, "(4, d.pool_id))", "(4, NULL::bigint))"),
     Mutant("a team's budgets are skipped", "I2", PATHS, "(2, d.team_id),", "(2, NULL::bigint),"),
@@ -293,10 +327,10 @@ MUTANTS = (
         "a reset job erases what was spent",
         "I10",
         APPLY,
-        "    at := ledger_now();\n    LOOP\n",
-        "    at := ledger_now();\n    UPDATE buckets SET posted = 0 WHERE budget_id IN (\n"
+        "    <<look>>\n",
+        "    UPDATE buckets SET posted = 0 WHERE budget_id IN (\n"
         "        SELECT x.id FROM unnest(operations) AS o JOIN budgets x"
-        " ON x.account_id = o.key_id);\n    LOOP\n",
+        " ON x.account_id = o.key_id);\n    <<look>>\n",
     ),
     Mutant(
         "a hit of the cache is not counted",
@@ -306,86 +340,18 @@ MUTANTS = (
         "NULL;",
     ),
     Mutant(
-        "a retry is promised that cannot succeed",
-        "rate limits",
-        "quota/refusals.py",
-        "if facts.requested <= facts.limit and facts.resets_at_ms is not None:",
-        "if facts.resets_at_ms is not None:",
-    ),
-    Mutant(
         "an extension is told to wait for a window that is not its own",
         "rate limits",
         APPLY,
-        "IF t_requests[i] = 0 AND b_units[p] = 'tokens' THEN",
-        "IF false THEN",
+        "WHEN requests > 0 OR b_units[p] <> 'tokens' THEN least(",
+        "WHEN true THEN least(",
     ),
     Mutant(
         "who is refused by his own batch is not told when it frees up",
         "rate limits",
         APPLY,
-        "IF b_units[p] = 'in_flight' AND t_requests[i] > 0 THEN",
+        "IF b_units[p] = 'in_flight' AND requests > 0 THEN",
         "IF false THEN",
     ),
-    Mutant(
-        "tokens are not what was used",
-        "rate limits",
-        STORE,
-        "*(o.amount_nano_usd, o.prompt_tokens + o.completion_tokens, None, None, None),",
-        "*(o.amount_nano_usd, o.completion_tokens, None, None, None),",
-    ),
-    Mutant(
-        "an id that two take at once is an error",
-        "I3",
-        STORE,
-        "    asyncpg.UniqueViolationError,\n",
-        "",
-        "concurrency",
-    ),
-    Mutant(
-        "a reserve whose answer was lost is not voided",
-        "router",
-        "router/ledger.py",
-        "if sent and not answered and request.pool != POOL_KIND_CACHE:",
-        "if False:",
-        "router",
-    ),
-    Mutant(
-        "a settle is told once, and no more",
-        "router",
-        "router/ledger.py",
-        "            await asyncio.sleep(backoff())\n\n    def _backoff",
-        "            return False\n\n    def _backoff",
-        "router",
-    ),
-    Mutant(
-        "a cancelled stream is refunded",
-        "router",
-        "router/estimate.py",
-        "completion = min(self._delivered_max, self._completion_bound)",
-        "completion = 0",
-        "router",
-    ),
-    Mutant(
-        "what a reasoning model hides is free",
-        "router",
-        "router/estimate.py",
-        "self._completion_bound if self._reasoning else completion",
-        "completion",
-        "router",
-    ),
-    Mutant(
-        "many deltas are billed as one",
-        "router",
-        "router/estimate.py",
-        "self._delivered_max += sum(",
-        "self._delivered_max = sum(",
-        "router",
-    ),
-    Mutant(
-        "entries can be changed",
-        "I12",
-        _SQL + "0002_ledger.sql",
-        "CREATE TRIGGER entries_append_only BEFORE UPDATE OR DELETE ON entries\n",
-        "CREATE TRIGGER entries_append_only BEFORE DELETE ON entries\n",
-    ),
+    *BESIDE,
 )

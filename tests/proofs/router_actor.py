@@ -45,7 +45,9 @@ class Client:
         outcome = yield from _asked(reserve, RESERVE_TRIES)
         if reserve.pool == "cache" or (outcome is not None and not isinstance(outcome, Answer)):
             return
-        void = Void(reserve.reservation_id, reserve.id_unix_ms, "RESERVE_ANSWER_LOST")
+        void = Void(
+            reserve.reservation_id, reserve.id_unix_ms, "RESERVE_ANSWER_LOST", reserve.key_id
+        )
         if outcome is None:
             yield from _resolved(void)
             return
@@ -85,7 +87,9 @@ class Client:
             for _ in range(self.rng.randrange(3)):
                 yield None
             more = (amount + self.rng.randrange(40), tokens + self.rng.randrange(40))
-            extend = Extend(reserve.reservation_id, reserve.id_unix_ms, *more, ttl_ms=30_000)
+            extend = Extend(
+                reserve.reservation_id, reserve.id_unix_ms, *more, 30_000, reserve.key_id
+            )
             if not isinstance((yield from _asked(extend, 2)), Answer):
                 break
             amount, tokens = more
@@ -107,6 +111,7 @@ class Client:
             estimated=rng.random() < 0.2,
             outcome="ok",
             trace_id="",
+            key_id=reserve.key_id,
         )
 
 

@@ -31,7 +31,8 @@ from penstock.core import errors
 from penstock.quota.audit import audit_dsn
 from penstock.quota.ledger import Operation
 from penstock.quota.store.database import Database
-from penstock.quota.store.ledger_store import LedgerStore, Timed
+from penstock.quota.store.ledger_store import LedgerStore, Outcome, Timed
+from proofs.batched import Batched
 from proofs.databases import clocked_database, private_server
 from proofs.history import STEPS, History, Message
 from support import worlds
@@ -40,6 +41,8 @@ from support.worlds import ACCOUNTS_A_WORLD
 
 CHUNK = 200
 """Histories in lockstep. They share one clock, so a replay replays the clock of its chunk."""
+BATCHED_EACH = 4
+"""One chunk in so many goes through the real Batcher of two quota processes."""
 CALL_OPERATIONS_MAX = 100
 """A batch resolves at most 500 abandoned holds: so few histories have no more."""
 STEPS_MAX = STEPS + 400
@@ -86,11 +89,15 @@ class Chunk:
         self.clock = random.Random(f"{seed}:clock:{numbers[0] // CHUNK}")
         self.histories: list[History] = []
         self.result = Result(histories=len(numbers))
+        self.batched: Batched | None = None
+        self.senders: dict[str, History] = {}
 
     async def run(self) -> Result:
         self.database = await Database.open(self.dsn)
         self.store = LedgerStore(self.database)
         self.dying = LedgerStore(_DyingDatabase(self.database))  # type: ignore[arg-type]
+        if self.numbers[0] // CHUNK % BATCHED_EACH == 1:
+            self.batched = Batched(self.store, self.dying, self.clock, self._applied)
         try:
             await self._begin()
             for step in range(STEPS_MAX):
@@ -98,6 +105,8 @@ class Chunk:
                 if step > STEPS and all(h.is_at_rest() for h in self.histories):
                     break
             await self._finish()
+            if self.batched is not None:
+                self.result.counts.update(self.batched.counts)
         finally:
             await self.database.close()
         return self.result
@@ -127,7 +136,12 @@ class Chunk:
             history.auditor.advance(timedelta(seconds=seconds))
             if messages := history.begin_step(step, self.now):
                 arrived.append((history, messages))
-        while arrived:
+                self.senders |= {m.operation.reservation_id: history for m in messages}
+        if self.batched is not None:
+            self.batched.clock.now = (self.now - START).total_seconds()
+            tell = partial(self._tell, step)
+            await self.batched.deliver(arrived, tell=tell, quiet=step >= STEPS)
+        while arrived and self.batched is None:
             wave, arrived = _split(arrived)
             fates: dict[str, list[tuple[History, list[Message]]]] = {}
             for history, messages in wave:
@@ -159,6 +173,24 @@ class Chunk:
             if fate == "answered":
                 for message, outcome in zip(messages, own, strict=True):
                     history.answer(step, message, outcome)
+
+    def _tell(self, step: int, history: History, message: Message, outcome: Outcome) -> None:
+        history.answer(step, message, outcome)
+
+    def _applied(self, batch: Sequence[Timed], outcomes: list[Outcome]) -> None:
+        """In a Batcher's batch are operations of many histories; each has its own auditor."""
+        self.result.counts["operations"] += len(batch)
+        self.result.counts["batches"] += 1
+        self.result.counts["operations through the Batcher"] += len(batch)
+        own: dict[int, tuple[list[Operation], list[Outcome]]] = {}
+        for timed, outcome in zip(batch, outcomes, strict=True):
+            history = self.senders[timed.operation.reservation_id]
+            operations, told = own.setdefault(history.number, ([], []))
+            operations.append(timed.operation)
+            told.append(outcome)
+        for operations, told in own.values():
+            history = self.senders[operations[0].reservation_id]
+            self._guard(history, partial(history.check, operations, told))
 
     async def _sweep(self) -> None:
         await self.store.sweep()
@@ -199,14 +231,9 @@ def _operations(messages: list[Message]) -> list[Operation]:
 
 def _agree(history: History, balances: worlds.Book, folds: worlds.Book) -> None:
     expected = worlds.expected(history.auditor)
-    assert expected == balances, f"balances: {_difference(expected, balances)}"
+    assert expected == balances, f"balances: {worlds.difference(expected, balances)}"
     expected = worlds.expected(history.auditor, money_only=True)
-    assert expected == folds, f"entries: {_difference(expected, folds)}"
-
-
-def _difference(expected: worlds.Book, got: worlds.Book) -> str:
-    places = [p for p in expected.keys() | got.keys() if expected.get(p) != got.get(p)]
-    return "; ".join(f"{p}: {expected.get(p)} and not {got.get(p)}" for p in places)
+    assert expected == folds, f"entries: {worlds.difference(expected, folds)}"
 
 
 def _split(
@@ -279,11 +306,14 @@ def simulate(
     return total
 
 
-def replay(number: int, seed: int) -> Result:
-    """One history alone, on its chunk's clock."""
+def replay(number: int, seed: int, histories: int) -> Result:
+    """One history alone, on its chunk's clock; of a Batcher's chunk all, who share its batches."""
+    first = number - number % CHUNK
+    is_batched = number // CHUNK % BATCHED_EACH == 1
+    numbers = range(first, min(first + CHUNK, histories)) if is_batched else [number]
     with private_server() as server:
         dsn = asyncio.run(clocked_database(server))
-        return asyncio.run(Chunk(dsn, seed, [number]).run())
+        return asyncio.run(Chunk(dsn, seed, numbers).run())
 
 
 def main() -> int:
@@ -295,7 +325,7 @@ def main() -> int:
     seed = random.SystemRandom().randrange(2**31) if arguments.seed is None else arguments.seed
     began = time.monotonic()
     if arguments.only is not None:
-        result = replay(arguments.only, seed)
+        result = replay(arguments.only, seed, arguments.histories)
     else:
         result = simulate(arguments.histories, seed, on_chunk=lambda _: None)
     sys.stdout.write(f"seed {seed}: {result.histories} histories, {len(result.failures)} failed,")

@@ -15,11 +15,23 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from msgspec.structs import replace
 
-from penstock.quota.ledger import Operation
+from penstock.quota.ledger import Extend, Operation, Settle, Void
 from support import worlds
 from support.auditor import Auditor
-from support.ledger import START, Ledger, cache_hit, extend, ledger_dsn, reserve, settle, void
+from support.configured import enter_settings
+from support.ledger import (
+    BY_TEST,
+    START,
+    Ledger,
+    cache_hit,
+    extend,
+    ledger_dsn,
+    reserve,
+    settle,
+    void,
+)
 from support.postgres import postgres_server
 from support.verdicts import differ
 from support.worlds import ACCOUNTS_A_WORLD, MODELS, OTHER_PROVIDER, TAGS
@@ -87,12 +99,8 @@ class LedgerMachine(RuleBasedStateMachine):
             return data.draw(st.sampled_from(self.sent))
         is_new = kind in {"reserve", "hit", "again"}
         id_ = self._id(data.draw(st.integers(0, 12) if is_new else st.integers(7, 40)))
-        if kind == "settle":
-            return settle(id_, data.draw(AMOUNTS), prompt_tokens=data.draw(AMOUNTS))
-        if kind == "void":
-            return void(id_)
-        if kind == "extend":
-            return extend(id_, data.draw(st.integers(0, 150)), data.draw(st.integers(0, 120)))
+        if kind in {"settle", "void", "extend"}:
+            return replace(self._change(kind, id_, data), key_id=data.draw(self._asking()))
         world = self.auditor.world
         key_id = data.draw(st.sampled_from(world.keys))
         if kind == "hit":
@@ -109,6 +117,17 @@ class LedgerMachine(RuleBasedStateMachine):
             tags=data.draw(st.sampled_from(TAGS)),
         )
 
+    def _change(self, kind: str, id_: str, data: st.DataObject) -> Settle | Void | Extend:
+        if kind == "settle":
+            return settle(id_, data.draw(AMOUNTS), prompt_tokens=data.draw(AMOUNTS))
+        if kind == "void":
+            return void(id_)
+        return extend(id_, data.draw(st.integers(0, 150)), data.draw(st.integers(0, 120)))
+
+    def _asking(self) -> st.SearchStrategy[int | None]:
+        """Mostly whoever may (None: an operator), at times one of the keys."""
+        return st.sampled_from([None] * 6 + self.auditor.world.keys)
+
     @rule(seconds=st.sampled_from(JUMPS_SECONDS))
     def advance(self, seconds: int) -> None:
         self.auditor.advance(timedelta(seconds=seconds))
@@ -119,7 +138,8 @@ class LedgerMachine(RuleBasedStateMachine):
         budgets = self.auditor.world.budgets
         budget = budgets[which % len(budgets)]
         budget.limit = limit
-        self._execute(
+        self._change_setting(
+            budget.account_id,
             "UPDATE budgets SET limit_amount = $1, limit_lowered_at = ledger_now() WHERE id = $2",
             limit,
             budget.id,
@@ -130,14 +150,31 @@ class LedgerMachine(RuleBasedStateMachine):
         accounts = self.auditor.world.accounts
         account_id = [id_ for id_, account in accounts.items() if account.kind != "key"][which % 5]
         accounts[account_id].suspended = suspended
-        self._execute("UPDATE accounts SET suspended = $1 WHERE id = $2", suspended, account_id)
+        kind = accounts[account_id].kind
+        update = self.ledger.accounts.update_account
+        self.runner.run(update(BY_TEST, kind, account_id, suspended=suspended))
+
+    @rule(which=st.integers(0, 11))
+    def revoke(self, which: int) -> None:
+        """Seldom: it is for ever."""
+        keys = self.auditor.world.keys
+        if which < len(keys):
+            self.auditor.world.accounts[keys[which]].revoked = True
+            query = "UPDATE api_keys SET revoked_at = ledger_now() WHERE account_id = $1"
+            self._change_setting(keys[which], query, keys[which])
 
     @rule()
     def compare(self) -> None:
         self.runner.run(self._compare())
 
-    def _execute(self, query: str, *arguments: object) -> None:
-        self.runner.run(self.ledger.execute(query, *arguments))
+    def _change_setting(self, account_id: int, query: str, *arguments: object) -> None:
+        """As an operator does, with its entry."""
+        self.runner.run(self._changed(account_id, query, *arguments))
+
+    async def _changed(self, account_id: int, query: str, *arguments: object) -> None:
+        async with self._connection() as connection, connection.transaction():
+            await connection.execute(query, *arguments)
+            await enter_settings(connection, [account_id])
 
     async def _compare(self) -> None:
         await self.ledger.store.sweep()

@@ -1,6 +1,7 @@
 """The private PostgreSQL: no trust, nothing opened, data kept, faults told."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import stat
@@ -49,6 +50,42 @@ def test_data_outlives_a_restart_and_a_crash(server: PrivateServer) -> None:
     server.kill()
     server.start()
     assert ask(server.dsn(), "SELECT n FROM kept") == 42
+
+
+async def _storm(dsn: str, stop: asyncio.Event) -> None:
+    """Connections without end: there is always a child that is being forked."""
+    while not stop.is_set():
+        with contextlib.suppress(OSError, asyncpg.PostgresError, TimeoutError):
+            connection = await asyncpg.connect(dsn, timeout=5)
+            connection.terminate()
+
+
+async def test_a_crash_leaves_no_child_behind(server: PrivateServer) -> None:
+    server.start()
+    for _ in range(3):
+        folder = server_home(server.folder) / "data"
+        stop = asyncio.Event()
+        storms = [asyncio.create_task(_storm(server.dsn(), stop)) for _ in range(16)]
+        await asyncio.sleep(0.2)  # the crash comes at any moment
+
+        assert [] != _in(folder)
+
+        await asyncio.to_thread(server.kill)
+
+        assert [] == _in(folder)
+        server.start()
+        stop.set()
+        await asyncio.gather(*storms)
+
+
+def _in(folder: Path) -> list[str]:
+    """Processes that have it as their working folder, as all of PostgreSQL have its data."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cwd").readlink() == folder:
+                found.append(process.name)
+    return found
 
 
 def test_nobody_gets_in_without_the_password(server: PrivateServer) -> None:

@@ -152,6 +152,34 @@ async def test_a_rotation_without_overlap_ends_the_texts_before_it(
     assert [EXPIRED, EXPIRED, ACTIVE] == states
 
 
+async def test_a_rotation_says_when_the_texts_before_it_end(
+    ledger: Ledger, admin: AdminParts
+) -> None:
+    old = await new_key(ledger, admin)
+    rotate = admin_pb2.RotateKeyRequest(key_id=old.key.id, overlap_seconds=3600)
+    middle = await admin.keys.rotate(rotate, OPERATOR)
+    assert [(old.key.prefix, START + timedelta(hours=1))] == ends(middle)
+    await ledger.advance(timedelta(seconds=1))
+    rotate.overlap_seconds = 7200
+    new = await admin.keys.rotate(rotate, OPERATOR)
+    # The first one ends no later than it was to.
+    assert [
+        (middle.key.prefix, START + timedelta(hours=2, seconds=1)),
+        (old.key.prefix, START + timedelta(hours=1)),
+    ] == ends(new)
+    assert [] == list(old.before)
+    await ledger.advance(timedelta(hours=1))
+    rotate.overlap_seconds = 0
+    # What has ended already is not told of again.
+    last = await admin.keys.rotate(rotate, OPERATOR)
+    assert [new.key.prefix, middle.key.prefix] == [text.prefix for text in last.before]
+    assert {ledger.now} == {at for _, at in ends(last)}
+
+
+def ends(rotated: admin_pb2.CreateKeyResponse) -> list[tuple[str, datetime]]:
+    return [(text.prefix, text.valid_until.ToDatetime(UTC)) for text in rotated.before]
+
+
 async def test_a_key_has_few_texts_at_once(ledger: Ledger, admin: AdminParts) -> None:
     key_id = (await new_key(ledger, admin)).key.id
     rotate = admin_pb2.RotateKeyRequest(key_id=key_id, overlap_seconds=60)

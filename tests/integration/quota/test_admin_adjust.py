@@ -84,12 +84,21 @@ async def test_an_adjustment_is_made_once_whoever_repeats_it(
     assert [entries[0]] * 5 == list(entries)
     assert (35, 0, 0) == await ledger.balances("key", key_id)
     before = await snapshot(ledger)
-    for other in (
-        adjust(6, reservation_id=id_, adjustment_key=request.adjustment_key),
-        adjust(5, account_id=f"key_{key_id}", adjustment_key=request.adjustment_key),
+    for other, told_ in (
+        (
+            adjust(6, reservation_id=id_, adjustment_key=request.adjustment_key),
+            {"amount_nano_usd": "was 0.000000005 USD"},
+        ),
+        (
+            adjust(5, account_id=f"key_{key_id}", adjustment_key=request.adjustment_key),
+            {"account_id": "was not given", "reservation_id": f"was {id_!r}"},
+        ),
     ):
-        expected = "ALREADY_EXISTS ADJUSTMENT_KEY_REUSED"
-        assert expected == await fails(admin.adjustments.adjust(other, OPERATOR))
+        with pytest.raises(errors.Conflict) as refused:
+            await admin.adjustments.adjust(other, OPERATOR)
+        assert "ADJUSTMENT_KEY_REUSED" == refused.value.reason
+        assert told_ == {v.field: v.description for v in refused.value.violations}
+        assert all(field in refused.value.message for field in told_)
     assert before == await snapshot(ledger)
 
 

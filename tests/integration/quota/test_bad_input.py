@@ -77,7 +77,8 @@ async def test_faulty_settles_and_voids_are_refused(quota: QuotaProcess) -> None
             quota_pb2.SettleRequest(reservation_id=id_, usage={"prompt_tokens": -1}),
             "USAGE_PROMPT_TOKENS_INVALID",
         ),
-        (quota_pb2.SettleRequest(reservation_id=id_), "RESERVATION_UNKNOWN"),
+        (quota_pb2.SettleRequest(reservation_id=id_), "KEY_ID_INVALID"),
+        (quota_pb2.SettleRequest(reservation_id=id_, key_id="key_1"), "RESERVATION_UNKNOWN"),
     ]
     for request, reason in cases:
         assert reason in await reason_of(settle(request, metadata=SERVICE))

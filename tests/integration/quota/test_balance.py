@@ -75,6 +75,59 @@ async def test_a_keys_balance_is_that_of_its_whole_path(ledger: Ledger, balances
     assert [f"org_{org}"] == [b.account_id for b in alone.budgets]
 
 
+async def test_credit_that_cannot_be_used_is_told_with_why(
+    ledger: Ledger, balances: Balances
+) -> None:
+    org, team, key = await ledger.new_path(commercial=True)
+    await ledger.budget("key", key, None)
+    day = timedelta(days=1)
+    small = Scope(models=("small*",), tags={"job": "x"})
+    usable = await ledger.grant("key", key, 10, ends_in=9 * day, scope=small)
+    spent = await ledger.grant("team", team, 10, ends_in=3 * day)
+    ended = await ledger.grant("org", org, 10, ends_in=day / 2)
+    free = await ledger.grant("org", org, 10, ends_in=5 * day, commercial_use=False)
+    later = await ledger.grant("key", key, 10, starts_in=2 * day, ends_in=4 * day)
+    other = await ledger.grant("key", (await ledger.new_path())[2], 10, starts_in=2 * day)
+    id_ = ledger.id()
+    assert "ok" == told(await ledger.one(reserve(id_, key, 20)))
+    await ledger.one(settle(id_, 20))
+    await ledger.advance(day)
+
+    balance = await balances.get(quota_pb2.GetBalanceRequest(account_id=f"key_{key}"))
+
+    states = {g.grant_id: g.state for g in (*balance.grants, *balance.unusable_grants)}
+    expected = {usable: "usable", free: "non_commercial", later: "not_started"}
+    expected |= {spent: "used_up", ended: "used_up"}
+    assert {f"grant_{number}": state for number, state in expected.items()} == states
+    assert f"grant_{other}" not in states
+    (grant,) = balance.grants
+    assert (["small*"], {"job": "x"}, []) == (grant.models, dict(grant.tags), grant.providers)
+    assert [free, later, spent, ended] == [
+        int(g.grant_id.removeprefix("grant_")) for g in balance.unusable_grants
+    ]
+    narrow = await ledger.budget("key", key, 7, "day", scope=small)
+    await ledger.budget("key", key, 7, "day", unit="requests", scope=small)
+    balance = await balances.get(quota_pb2.GetBalanceRequest(account_id=f"key_{key}"))
+    scopes = {b.budget_id: (list(b.models), dict(b.tags)) for b in balance.budgets}
+    assert (["small*"], {"job": "x"}) == scopes.pop(f"budget_{narrow}")
+    assert [([], {})] == list(scopes.values())
+    assert [["small*"]] == [list(rate.models) for rate in balance.rates]
+    alone = await balances.get(quota_pb2.GetBalanceRequest(account_id=f"team_{team}"))
+    assert ["used_up"] == [g.state for g in alone.unusable_grants]
+
+
+async def test_credit_that_has_ended_with_something_left_is_told_as_ended(
+    ledger: Ledger, balances: Balances
+) -> None:
+    org, _, _ = await ledger.new_path()
+    await ledger.grant("org", org, 10, ends_in=timedelta(days=1), commercial_use=False)
+    asked = quota_pb2.GetBalanceRequest(account_id=f"org_{org}")
+    assert ["usable"] == [g.state for g in (await balances.get(asked)).grants]
+    await ledger.advance(timedelta(days=1))
+    balance = await balances.get(asked)
+    assert ([], ["ended"]) == (list(balance.grants), [g.state for g in balance.unusable_grants])
+
+
 @pytest.mark.parametrize(
     ("account_id", "reason"),
     [

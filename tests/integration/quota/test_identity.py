@@ -135,8 +135,15 @@ async def test_a_key_that_may_not_spend_is_refused_for_ever_under_that_id(
     id_ = ledger.id()
 
     assert told(await ledger.one(reserve(id_, key_id))) == reason
-    await ledger.execute("UPDATE accounts SET suspended = false")
-    await ledger.execute("UPDATE api_keys SET expires_at = NULL, revoked_at = NULL")
+    # All of it is as its entries say again.
+    await ledger.execute(
+        "UPDATE accounts SET suspended = false WHERE id IN (SELECT unnest("
+        "ARRAY[org_id, team_id]) FROM accounts WHERE id = $1)",
+        key_id,
+    )
+    await ledger.execute(
+        "UPDATE api_keys SET expires_at = NULL, revoked_at = NULL WHERE account_id = $1", key_id
+    )
     assert told(await ledger.one(reserve(id_, key_id))) == reason
     assert await ledger.balances("key", key_id) == (0, 0, 0)
 

@@ -185,12 +185,12 @@ def operation_of(text: str, id_: str, key_id: int, pool: str) -> Operation:
         case "hit":
             return cache_hit(id_, key_id)
         case "extend":
-            return extend(id_, int(rest[0]))
+            return extend(id_, int(rest[0]), key_id=key_id)
         case "settle":
             usage = {"completion_tokens": 9} if rest[1:] else {}
-            return settle(id_, int(rest[0]), **usage)
+            return settle(id_, int(rest[0]), key_id=key_id, **usage)
         case _:
-            return void(id_)
+            return void(id_, key_id=key_id)
 
 
 @pytest.mark.parametrize(
@@ -219,6 +219,33 @@ async def test_operation_in_state(
         assert answer == given
     # What a batch finds expired is resolved by the batch that asks for it.
     assert balances == await ledger.balances("key", key_id)
+
+
+THEIRS: list[tuple[State, str]] = [
+    (state, pool)
+    for state in (held, extended, settled, voided, expired, swept, settled_late, voided_late)
+    for pool in ("local", "paid")
+] + [(refused, "paid"), (hit, "cache")]
+
+
+@pytest.mark.parametrize(("state", "pool"), THEIRS)
+async def test_another_keys_operation_changes_nothing_in_any_state(
+    ledger: Ledger, state: State, pool: str
+) -> None:
+    owner, other = await ledger.new_key(LIMIT), await ledger.new_key(LIMIT)
+    id_ = await state(ledger, owner, pool)
+    # An expired one is resolved by whoever meets it: that is not the other's doing.
+    await ledger.one(reserve(ledger.id(), owner, 101))
+    before = await ledger.fetch("SELECT * FROM reservations WHERE id = $1", id_)
+    balances = await ledger.balances("key", owner)
+
+    for text in ("extend 60", "settle 30", "settle 31", "void"):
+        outcome = await ledger.one(operation_of(text, id_, other, pool))
+        assert "RESERVATION_NOT_YOURS" == told(outcome)
+
+    assert before == await ledger.fetch("SELECT * FROM reservations WHERE id = $1", id_)
+    assert balances == await ledger.balances("key", owner)
+    assert (0, 0, 0) == await ledger.balances("key", other)
 
 
 async def test_an_operation_on_an_id_too_old_changes_nothing(ledger: Ledger) -> None:

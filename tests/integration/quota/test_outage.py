@@ -61,7 +61,10 @@ async def test_a_killed_database_is_told_and_found_again_without_a_restart(
         assert await quota.balances(key_id) == (0, 200, 0)
         settled = await quota.quota.Settle(
             quota_pb2.SettleRequest(
-                reservation_id=acknowledged.reservation_id, amount_nano_usd=60, outcome="ok"
+                reservation_id=acknowledged.reservation_id,
+                amount_nano_usd=60,
+                outcome="ok",
+                key_id=key_id,
             ),
             metadata=SERVICE,
         )
@@ -96,7 +99,8 @@ async def test_what_was_acknowledged_outlives_a_kill_in_full_flight(
 
         for id_ in acknowledged:
             await quota.quota.Void(
-                quota_pb2.VoidRequest(reservation_id=id_, reason="TEST"), metadata=SERVICE
+                quota_pb2.VoidRequest(reservation_id=id_, reason="TEST", key_id=key_id),
+                metadata=SERVICE,
             )
         posted, held, suspense = await quota.balances(key_id)
         # At most what was in flight was applied without an answer.

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from penstock.quota.refusals import CreditRefused, RateRefused
-from support.ledger import Ledger, extend, reserve, settle, told, void
+from support.ledger import BY_TEST, Ledger, extend, reserve, settle, told, void
 
 DAY = timedelta(days=1)
 
@@ -139,7 +139,7 @@ async def test_a_commercial_tenant_uses_a_pools_free_credit(ledger: Ledger) -> N
 async def test_a_suspended_pool_refuses_everybody(ledger: Ledger) -> None:
     pool_id, (provider,) = await ledger.pool()
     key_id = await ledger.new_key(100)
-    await ledger.execute("UPDATE accounts SET suspended = true WHERE id = $1", pool_id)
+    await ledger.accounts.update_account(BY_TEST, "pool", pool_id, suspended=True)
 
     assert told(await ledger.one(reserve(ledger.id(), key_id, provider=provider))) == (
         "ACCOUNT_SUSPENDED"

@@ -48,7 +48,9 @@ async def pairs_until(stop: asyncio.Event, quota: QuotaProcess, key_id: str) -> 
         id_ = uuid7()
         await quota.quota.Reserve(reserve_request(id_, key_id, 2), metadata=SERVICE)
         await quota.quota.Settle(
-            quota_pb2.SettleRequest(reservation_id=id_, amount_nano_usd=1, outcome="ok"),
+            quota_pb2.SettleRequest(
+                reservation_id=id_, amount_nano_usd=1, outcome="ok", key_id=key_id
+            ),
             metadata=SERVICE,
         )
         count += 1
@@ -92,7 +94,8 @@ async def test_old_processes_serve_on_while_and_after_the_schema_moves(
             held = uuid7()
             await old.quota.Reserve(reserve_request(held, key_id, 7), metadata=SERVICE)
             await rolled_back.quota.Void(
-                quota_pb2.VoidRequest(reservation_id=held, reason="TEST"), metadata=SERVICE
+                quota_pb2.VoidRequest(reservation_id=held, reason="TEST", key_id=key_id),
+                metadata=SERVICE,
             )
             stop.set()
             counts = await asyncio.gather(*working)

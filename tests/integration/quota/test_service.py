@@ -149,7 +149,9 @@ async def test_a_stream_answers_each_operation_and_outlives_faulty_ones(
     key_id = (await quota.new_key(10, name=new_name())).key.id
     good, poor = one_nano(key_id), one_nano(key_id, provider="azure")
     poor.amount_nano_usd = 11
-    settle = quota_pb2.SettleRequest(reservation_id=good.reservation_id, amount_nano_usd=1)
+    settle = quota_pb2.SettleRequest(
+        reservation_id=good.reservation_id, amount_nano_usd=1, key_id=key_id
+    )
     operations = [
         quota_pb2.Operation(operation_id=1, reserve=good),
         quota_pb2.Operation(operation_id=2, reserve=poor),
@@ -158,7 +160,8 @@ async def test_a_stream_answers_each_operation_and_outlives_faulty_ones(
         quota_pb2.Operation(operation_id=5, reserve=one_nano("nonsense")),
         quota_pb2.Operation(operation_id=6, reserve=one_nano(key_id), deadline_ms=-1),
         quota_pb2.Operation(
-            operation_id=7, void=quota_pb2.VoidRequest(reservation_id=good.reservation_id)
+            operation_id=7,
+            void=quota_pb2.VoidRequest(reservation_id=good.reservation_id, key_id=key_id),
         ),
     ]
     call = quota.quota.Batch(metadata=SERVICE)
@@ -253,6 +256,7 @@ async def test_entries_and_usage_agree_to_the_nano(quota: QuotaProcess) -> None:
             usage={"prompt_tokens": 10, "completion_tokens": n, "estimated": n == 1},
             outcome="ok",
             trace_id="abc",
+            key_id=key.id,
         )
         await quota.quota.Settle(settle, metadata=SERVICE)
 

@@ -69,6 +69,19 @@ def test_the_list_tells_how_each_request_went(folder):
     )  # fmt: skip
 
 
+def test_an_answer_that_ended_at_a_budget_is_told_so(folder):
+    cut = {semconv.FINISH_REASONS: [semconv.BUDGET], semconv.PROVIDER: "local"}
+    whole = {semconv.FINISH_REASONS: ["stop"], semconv.PROVIDER: "local"}
+    store = Store(folder, 10)
+    store.add([request_span(1, 1, "req_cut", attributes=cut)])
+    store.add([request_span(2, 1, "req_whole", attributes=whole)])
+    store.close()
+
+    assert {"req_cut": "budget", "req_whole": "ok"} == {
+        e.request_id: e.outcome for e in latest(folder)
+    }
+
+
 def test_only_the_last_traces_are_kept(folder):
     filled(folder, 30, keep=10).close()
 
