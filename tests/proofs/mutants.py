@@ -43,8 +43,7 @@ PROOFS: dict[str, tuple[str, ...]] = {
     ),
     "audit": (
         *("-m", "pytest", "-x", "-o", "pythonpath={services} tests"),
-        *(f"{QUOTA}test_{name}.py" for name in ("audit", "audit_settings", "audit_digests")),
-        f"{QUOTA}test_checkpoints.py",
+        *(f"{QUOTA}test_{name}.py" for name in ("audit_digests", "audit_settings")),
     ),
     "concurrency": (
         *("-m", "pytest", "-x", "-o", "pythonpath={services} tests"),

@@ -224,6 +224,7 @@ DECLARE
     ended_ids bigint[];             -- whose budget is closed, or whose grant has ended
     b_frees_ms bigint[] := '{}';    -- in flight: when the first hold that this batch made ends
     b_facts jsonb[] := '{}';        -- of a refusal
+    r_waits boolean[] := '{}';      -- by route: abandoned holds of its own are left behind
     steps ledger_step[];
     resolved uuid[];
     -- By operation.
@@ -518,11 +519,19 @@ BEGIN
             END LOOP;
             -- There may be room behind abandoned holds that are left for the next batch: then this is
             -- no verdict, and is not remembered.
-            IF reason IS NOT NULL AND abandoned.left_behind AND EXISTS (
-                SELECT FROM reservations u
-                WHERE u.state = 'held' AND u.expires_at <= at AND u.id <> ALL (resolved)
-                    AND (u.org_id = r.org_id OR u.pool_id = r.pool_id))
-            THEN
+            IF reason IS NOT NULL AND abandoned.left_behind THEN
+                p := path.route_of[n];
+                r_waits[p] := coalesce(r_waits[p], EXISTS (
+                    SELECT FROM reservations u
+                    WHERE u.state = 'held' AND u.expires_at <= at AND u.id <> ALL (resolved)
+                        AND u.org_id = r.org_id
+                ) OR EXISTS (
+                    SELECT FROM reservations u
+                    WHERE u.state = 'held' AND u.expires_at <= at AND u.id <> ALL (resolved)
+                        AND u.pool_id = r.pool_id
+                ));
+            END IF;
+            IF r_waits[path.route_of[n]] AND reason IS NOT NULL THEN
                 reason := 'ABANDONED_HOLDS';
                 refusal := NULL;
             END IF;
