@@ -50,10 +50,12 @@ from support.verdicts import differ
 
 PUT_OFF = "ABANDONED_HOLDS"
 """No verdict: the caller asks again, when locked holds of others may be gone."""
-DRAWS_MAX = 400
+DRAWS_MAX = 300
 """For one case that stands at a gap: not every batch comes by every statement."""
 DRAWS_EACH_MAX = 20
 """Where one has stood already."""
+LOCKED_SHARE = 0.25
+"""Of the cases: those in which abandoned holds of another organisation cannot be resolved."""
 HOUSE_CASES_MAX = 150
 """In one database: to fold the entries of one world those of all are read."""
 LOOK_SECONDS = 0.001
@@ -72,19 +74,22 @@ class Result:
 
 @dataclass
 class House:
-    """Sessions on one ledger: the batch's, the other's, and the one that opens the gate."""
+    """Sessions on one ledger: the batch's, the other's, the one that opens the gate, and an
+    administrator's who at times has a stranger's rows locked.
+    """
 
     ledger: Ledger
     other: Ledger
     keeper: asyncpg.Connection
+    locker: asyncpg.Connection
     gaps: list[gates.Gap]
     pids: tuple[int, int, int]
 
-    async def waits(self, task: "asyncio.Task[Any]", pid: int, for_pid: int) -> bool:
-        """Returns when one session waits for the other (true), or its task is done."""
-        query = "SELECT $2 = ANY (pg_blocking_pids($1))"
+    async def waits(self, task: "asyncio.Task[Any]", pid: int, *for_pids: int) -> bool:
+        """Returns when a session waits for one of the others (true), or its task is done."""
+        query = "SELECT pg_blocking_pids($1) && $2"
         while not task.done():
-            if await self.keeper.fetchval(query, pid, for_pid):
+            if await self.keeper.fetchval(query, pid, for_pids):
                 return True
             await asyncio.sleep(LOOK_SECONDS)
         return False
@@ -93,7 +98,7 @@ class House:
 @asynccontextmanager
 async def opened(server: PrivateServer) -> AsyncIterator[House]:
     dsn = await clocked_database(server)
-    keeper = await asyncpg.connect(dsn)
+    keeper, locker = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
     gaps = await gates.install(keeper, "apply_batch")
     ledgers, pids = [], []
     for name in (gates.GATED, "proof-other"):
@@ -113,11 +118,12 @@ async def opened(server: PrivateServer) -> AsyncIterator[House]:
         pids.append((await ledger.fetch("SELECT pg_backend_pid()"))[0][0])
     one, other = ledgers
     try:
-        yield House(one, other, keeper, gaps, (*pids, keeper.get_server_pid()))
+        yield House(one, other, keeper, locker, gaps, (*pids, keeper.get_server_pid()))
     finally:
         await one.database.close()
         await other.database.close()
         await keeper.close()
+        await locker.close()
 
 
 Choose = Callable[[Place], tuple[Act, Act]]
@@ -136,6 +142,7 @@ class Case:
     gap: gates.Gap
     rng: random.Random
     choose: Choose
+    locked_share: float = LOCKED_SHARE
     stood: bool = False
     waited: bool = False
 
@@ -156,7 +163,7 @@ class Case:
         batch, act = self.choose(place)
         what = f"{self.gap}, {batch.name}, meanwhile {act.name}"
         try:
-            told, told_other = await self._meet(batch, act)
+            told, told_other = await self._meet(place, batch, act)
         except PenstockError as error:
             return f"{what}: {error}"
         await self.house.other.store.sweep()
@@ -169,17 +176,35 @@ class Case:
             return ""
         return f"{what}: wholly before: {whys[0]}; wholly after: {whys[1]}"
 
-    async def _meet(self, batch: Act, act: Act) -> tuple[list[Outcome], list[Outcome]]:
+    @asynccontextmanager
+    async def _locked(self, place: Place) -> AsyncIterator[None]:
+        """Seldom: abandoned holds of another organisation at the pool cannot be resolved."""
+        transaction = self.house.locker.transaction()
+        await transaction.start()
+        if self.rng.random() < self.locked_share:
+            ids = [b.id for b in place.world.budgets if b.account_id == place.strange_org]
+            query = "SELECT 1 FROM buckets WHERE budget_id = ANY ($1) FOR UPDATE"
+            await self.house.locker.execute(query, ids)
+        try:
+            yield
+        finally:
+            await transaction.rollback()
+
+    async def _meet(
+        self, place: Place, batch: Act, act: Act
+    ) -> tuple[list[Outcome], list[Outcome]]:
         """The answers to both."""
         house = self.house
         batch_pid, other_pid, keeper_pid = house.pids
+        locker_pid = house.locker.get_server_pid()
         await gates.choose(house.keeper, self.gap)
         await house.keeper.execute(f"SELECT pg_advisory_lock({gates.LOCK})")
         try:
-            first = asyncio.create_task(batch.do(house.ledger))
-            self.stood = await house.waits(first, batch_pid, keeper_pid)
-            second = asyncio.create_task(act.do(house.other))
-            self.waited = await house.waits(second, other_pid, batch_pid)
+            async with self._locked(place):
+                first = asyncio.create_task(batch.do(house.ledger))
+                self.stood = await house.waits(first, batch_pid, keeper_pid)
+                second = asyncio.create_task(act.do(house.other))
+                self.waited = await house.waits(second, other_pid, batch_pid, locker_pid)
         finally:
             await house.keeper.execute(f"SELECT pg_advisory_unlock({gates.LOCK})")
         return await first, await second
@@ -262,13 +287,15 @@ async def _audit(house: House, result: Result) -> None:
 async def _stand_at(house: House, plan: Plan, place: int, result: Result) -> None:
     """Cases at one gap, until enough have stood there."""
     stood = 0
-    for draw in range(DRAWS_MAX * plan.per_gap):
+    # One that is looked for by a broken ledger tells nothing: it is soon given up.
+    for draw in range((DRAWS_EACH_MAX if plan.first else DRAWS_MAX) * plan.per_gap):
         if stood == plan.per_gap or (stood and draw >= DRAWS_EACH_MAX * plan.per_gap):
             break
         # Its own number, so that it can be run alone.
         stood += await _run(house, plan, place + draw * len(house.gaps), result)
     else:
-        result.failures[-1 - place] = f"never reached: {house.gaps[place]}"
+        if not plan.first:
+            result.failures[-1 - place] = f"never reached: {house.gaps[place]}"
 
 
 async def _run(house: House, plan: Plan, number: int, result: Result) -> bool:
@@ -286,7 +313,7 @@ async def _run(house: House, plan: Plan, number: int, result: Result) -> bool:
 async def at_every_gap(server: PrivateServer, choose: Choose) -> list[str]:
     """One case at each; what differs."""
     async with opened(server) as house:
-        cases = [Case(house, gap, random.Random(gap.name), choose) for gap in house.gaps]
+        cases = [Case(house, gap, random.Random(gap.name), choose, 0.0) for gap in house.gaps]
         whys = [await case.run() for case in cases]
     return [why for why in whys if why]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Mutant:
-    """`proof`: the one to try first; the others follow if it survives."""
+    """`proof`: the one to try first, the others follow; `first`: which file of its scenarios."""
 
     name: str
     invariant: str
@@ -13,3 +13,4 @@ class Mutant:
     old: str
     new: str
     proof: str = "scenarios"
+    first: str = ""

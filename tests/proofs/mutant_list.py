@@ -44,20 +44,22 @@ MUTANTS = (
         APPLY,
         "rest, b_limits[p] - b_posted[p] - b_held[p] - b_suspense[p] - b_lapsed[p]);",
         "rest, b_limits[p] - b_posted[p] - b_held[p] - b_lapsed[p]);",
+        first="grants",
     ),
     Mutant(
         "expiry is forgotten",
         "I8",
         APPLY,
-        "WHERE r.state = 'held' AND r.expires_at <= at AND r.org_id = ANY (",
-        "WHERE r.state = 'held' AND false AND r.org_id = ANY (",
+        "WHERE r.state = 'held' AND r.expires_at <= at AND r.org_id = u.org_id",
+        "WHERE false AND r.org_id = u.org_id",
     ),
     Mutant(
         "another organisation's expired hold keeps the pool",
         "I8",
         APPLY,
-        "WHERE r.state = 'held' AND r.expires_at <= at AND r.pool_id IS NOT NULL",
-        "WHERE false AND r.pool_id IS NOT NULL",
+        "WHERE r.state = 'held' AND r.expires_at <= at AND r.pool_id = u.pool_id",
+        "WHERE false AND r.pool_id = u.pool_id",
+        first="pools",
     ),
     Mutant(
         "an expired paid hold is released",
@@ -87,6 +89,7 @@ MUTANTS = (
         "CONTINUE WHEN b_units[p] = 'in_flight';",
         "IF b_units[p] = 'in_flight' THEN"
         " b_suspense[p] := b_suspense[p] + suspense_sign * counts; CONTINUE; END IF;",
+        first="rates",
     ),
     Mutant(
         "a hold is extended though it has expired",
@@ -164,6 +167,7 @@ MUTANTS = (
         APPLY,
         "amount := greatest(o.amount - x.amount, 0);",
         "amount := 0;",
+        first="extend",
     ),
     Mutant(
         "an extension counts in today's window",
@@ -171,6 +175,7 @@ MUTANTS = (
         APPLY,
         "bucket_ids := x.bucket_ids;",
         "bucket_ids := r.bucket_ids;",
+        first="extend",
     ),
     Mutant(
         "a slice that came meanwhile is not locked",
@@ -178,6 +183,7 @@ MUTANTS = (
         APPLY,
         "IF b_ids[p] IS DISTINCT FROM x.slice_ids[k] THEN",
         "CONTINUE WHEN b_ids[p] IS DISTINCT FROM x.slice_ids[k]; IF false THEN",
+        first="extend",
     ),
     Mutant(
         "two looks at the reservations",
@@ -185,7 +191,7 @@ MUTANTS = (
         APPLY,
         "x := known[n];\n        r :=",
         "SELECT * INTO x FROM reservations WHERE id = (operations[n]).id;\n        r :=",
-        "between",
+        first="between_statements",
     ),
     Mutant(
         "what ended since its routes were found is used",
@@ -193,7 +199,7 @@ MUTANTS = (
         APPLY,
         "OR ended_ids IS NOT NULL AND EXISTS (",
         "OR false AND EXISTS (",
-        "between",
+        first="between_statements",
     ),
     Mutant(
         "locks are waited for blindly",
@@ -201,6 +207,7 @@ MUTANTS = (
         APPLY,
         "IF waited OR date_trunc(",
         "IF date_trunc(",
+        first="between_statements",
     ),
     Mutant(
         "a repeated reserve holds again",
@@ -271,6 +278,7 @@ MUTANTS = (
         APPLY,
         "IF need > rest AND (need > 0 OR requests > 0) THEN",
         "IF need > rest AND need > 0 THEN",
+        first="admission",
     ),
     Mutant(
         "anybody's settle is answered as the owner's",
@@ -278,6 +286,7 @@ MUTANTS = (
         APPLY,
         "WHEN o.key_id <> x.key_id THEN 'RESERVATION_NOT_YOURS'",
         "WHEN false THEN 'RESERVATION_NOT_YOURS'",
+        first="not_yours",
     ),
     Mutant(
         "anybody's settle moves money",
@@ -285,13 +294,14 @@ MUTANTS = (
         APPLY,
         "o.op IN ('settle', 'void') AND (o.key_id = x.key_id) IS NOT FALSE, false);",
         "o.op IN ('settle', 'void'), false);",
+        first="not_yours",
     ),
     Mutant(
         "an extension does not ask whether the key was revoked",
         "I9",
         APPLY,
-        "WHEN o.op = 'extend' THEN nullif(r.reason, 'BUDGET_MISSING')",
-        "WHEN o.op = 'extend' THEN NULL",
+        "THEN nullif(r.reason, 'BUDGET_MISSING')",
+        "THEN NULL",
     ),
     Mutant("a pool's limits are nobody's", "I2", PATHS, "(4, d.pool_id))", "(4, NULL::bigint))"),
     Mutant("a team's budgets are skipped", "I2", PATHS, "(2, d.team_id),", "(2, NULL::bigint),"),
@@ -301,6 +311,7 @@ MUTANTS = (
         PATHS,
         "WHEN d.pool <> 'cache' AND w.pays IS NOT TRUE THEN",
         "WHEN false THEN",
+        first="admission",
     ),
     Mutant(
         "zero means unlimited",
@@ -331,6 +342,7 @@ MUTANTS = (
         "    UPDATE buckets SET posted = 0 WHERE budget_id IN (\n"
         "        SELECT x.id FROM unnest(operations) AS o JOIN budgets x"
         " ON x.account_id = o.key_id);\n    <<look>>\n",
+        first="bugs_of_others",
     ),
     Mutant(
         "a hit of the cache is not counted",
@@ -338,6 +350,7 @@ MUTANTS = (
         APPLY,
         "b_posted[p] := b_posted[p] + 1;",
         "NULL;",
+        first="rates",
     ),
     Mutant(
         "an extension is told to wait for a window that is not its own",

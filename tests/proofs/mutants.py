@@ -37,9 +37,9 @@ SEED = "20261124"
 PROOFS: dict[str, tuple[str, ...]] = {
     "scenarios": (
         *("-m", "pytest", "-x", "-o", "pythonpath={services} tests"),
-        *(f"{QUOTA}test_{name}.py" for name in ("operations", "admission", "rates", "extend")),
-        *(f"{QUOTA}test_{name}.py" for name in ("grants", "pools", "windows", "bugs_of_others")),
-        *(f"{QUOTA}test_{name}.py" for name in ("not_yours", "between_statements")),
+        *(f"{QUOTA}test_{name}.py" for name in ("bugs_of_others", "pools", "rates", "extend")),
+        *(f"{QUOTA}test_{name}.py" for name in ("grants", "windows", "admission", "not_yours")),
+        *(f"{QUOTA}test_{name}.py" for name in ("operations", "between_statements")),
     ),
     "audit": (
         *("-m", "pytest", "-x", "-o", "pythonpath={services} tests"),
@@ -58,16 +58,19 @@ PROOFS: dict[str, tuple[str, ...]] = {
     "simulation": ("-m", "proofs.simulation", "--histories", "400", "--seed", SEED),
 }
 FIRST_FILES = {
+    "I1": "admission",
     "I2": "pools",
+    "I3": "operations",
+    "I4": "operations",
     "I5": "grants",
     "I6": "grants",
     "I8": "admission",
+    "I9": "extend",
     "I10": "windows",
     "I11": "grants",
     "I12": "bugs_of_others",
+    "I14": "bugs_of_others",
     "rate limits": "rates",
-    "I4": "operations",
-    "I9": "extend",
 }
 """Of the scenarios, by invariant: the one that is likely to notice comes first."""
 _FAULTY = re.compile(r"PostgresSyntaxError|MigrationError|Undefined\w+Error|SyntaxError:")
@@ -139,10 +142,11 @@ def judge(mutant: Mutant, *, every: bool) -> Verdict:
         order = [mutant.proof, *(p for p in PROOFS if p != mutant.proof and p not in NARROW)]
         if mutant is CONTROL:
             order = list(PROOFS)
+        first = mutant.first or FIRST_FILES.get(mutant.invariant, "")
         try:
             services = mutate(mutant, Path(folder))
             for proof in order:
-                killers[proof] = _run(proof, services, FIRST_FILES.get(mutant.invariant, ""))
+                killers[proof] = _run(proof, services, first)
                 if killers[proof] != SURVIVED and not every:
                     break
         except PatchError as error:

@@ -233,11 +233,11 @@ class Auditor:
             return "RESERVATION_NOT_YOURS", ()
         if record.state != "held":
             return f"RESERVATION_{record.state.upper()}", ()
-        if (barred := self._barred(record.reserve)) is not None:
-            return barred
         amount = max(extend.amount_nano_usd - record.amount, 0)
         tokens = max(extend.tokens - record.tokens, 0)
         if amount or tokens:
+            if (barred := self._barred(record.reserve)) is not None:
+                return barred
             more = {"nano_usd": amount, "tokens": tokens}
             refusal = self._lacks(record, record.places, more, requests=0)
             if refusal is not None:

@@ -35,6 +35,9 @@ REMEMBERED_MAX = 200_000
 FULL_RETRY_SECONDS = 0.25
 APART_SECONDS = 30.0
 """How long an organisation whose rows were locked by somebody else has batches of its own."""
+APART_MAX = 6
+"""Batches of those in flight: a provider's row that is locked sets all of its customers apart, and
+others need connections, too."""
 NOBODY = 0
 """Stands for the organisation of what no key asks for, and of unknown keys."""
 
@@ -108,6 +111,7 @@ class Batcher:
         self._batches = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._apart_until: dict[int, float] = {}
+        self._apart_room = asyncio.Semaphore(APART_MAX)
 
     async def apply(self, operation: Operation, left_ms: int | None = None) -> Answer:
         """One operation.
@@ -155,12 +159,13 @@ class Batcher:
             len(organisation.waiting) >= ORGANISATION_OPERATIONS_MAX
             or self._waiting >= OPERATIONS_MAX
         ):
-            one.tell(
+            _tell(
+                one,
                 errors.CapacityExhausted(
                     "too many operations wait for the ledger; try again",
                     reason="LEDGER_QUEUE_FULL",
                     retry_after_seconds=FULL_RETRY_SECONDS,
-                )
+                ),
             )
             return
         organisation.waiting.append(one)
@@ -174,12 +179,12 @@ class Batcher:
 
     def _is_apart(self, org_id: int) -> bool:
         until = self._apart_until.get(org_id)
-        if until is None:
-            return False
-        if until > self._clock.monotonic_seconds():
-            return True
-        del self._apart_until[org_id]
-        return False
+        return until is not None and until > self._clock.monotonic_seconds()
+
+    def _keep_apart(self, org_id: int) -> None:
+        now = self._clock.monotonic_seconds()
+        self._apart_until = {id_: at for id_, at in self._apart_until.items() if at > now}
+        self._apart_until[org_id] = now + APART_SECONDS
 
     def _start(self) -> None:
         if self._ready and self._batches < BATCHES_MAX:
@@ -202,10 +207,11 @@ class Batcher:
         self._batches -= 1
 
     async def _run_apart(self, organisation: _Organisation) -> None:
-        organisation.alone = False
-        batch = _Batch()
-        self._take(organisation, batch)
-        await self._apply(batch)
+        async with self._apart_room:
+            organisation.alone = False
+            batch = _Batch()
+            self._take(organisation, batch)
+            await self._apply(batch)
         self._start()
 
     def _take(self, organisation: _Organisation, batch: _Batch) -> None:
@@ -229,7 +235,7 @@ class Batcher:
                 if not one.wanted():
                     continue
                 if left_ms is not None and left_ms <= 0:
-                    one.tell(too_late(operation))
+                    _tell(one, too_late(operation))
                     continue
             batch.reservation_ids.add(operation.reservation_id)
             batch.waiting.append(one)
@@ -241,7 +247,7 @@ class Batcher:
             self._set_apart(batch)
         else:
             for one, outcome in zip(batch.waiting, outcomes, strict=True):
-                one.tell(outcome)
+                _tell(one, outcome)
         for organisation in batch.organisations:
             if organisation.waiting:
                 self._make_ready(organisation)
@@ -256,8 +262,7 @@ class Batcher:
             if error.reason == BUSY:
                 if len(batch.organisations) > 1:
                     return None
-                now = self._clock.monotonic_seconds()
-                self._apart_until[batch.organisations[0].id] = now + APART_SECONDS
+                self._keep_apart(batch.organisations[0].id)
             return [error] * len(batch.waiting)
         except Exception as error:  # every caller gets an answer, the next batch goes on
             logger.exception("a batch failed")
@@ -295,3 +300,11 @@ class Batcher:
         self._key_orgs.update(found)
         while len(self._key_orgs) > REMEMBERED_MAX:
             self._key_orgs.popitem(last=False)
+
+
+def _tell(one: Waiting, outcome: Outcome) -> None:
+    """One who cannot be told must not keep the others waiting."""
+    try:
+        one.tell(outcome)
+    except Exception:
+        logger.exception("nobody could be told of %s", one.operation.reservation_id)

@@ -337,3 +337,32 @@ async def test_what_came_while_its_organisation_went_alone_is_not_forgotten(
 
     assert await both.told[1] == ANSWER
     assert await asyncio.wait_for(late.outcomes(), 10) == [ANSWER]
+
+
+async def test_a_pools_locked_row_leaves_connections_to_others(
+    batcher: Batcher, store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher_module, "APART_MAX", 1)
+    batcher = Batcher(store, FakeClock())
+    store.locked = {1, 2}
+    await (await submitted(batcher, reserve(uuid7(), 1), reserve(uuid7(), 2))).outcomes()
+    store.locked = set()
+    gate = store.stall(1)
+    asked = await submitted(batcher, reserve(uuid7(), 1), reserve(uuid7(), 2))
+    await store.has_batches(4)
+
+    assert await batcher.apply(reserve(uuid7(), 3)) == ANSWER
+    assert [False, False] == [told.done() for told in asked.told]
+    gate.set()
+    await batcher.drain()
+
+
+async def test_one_who_cannot_be_told_keeps_nobody_waiting(
+    batcher: Batcher, store: FakeStore
+) -> None:
+    def fail(_: Outcome) -> None:
+        raise RuntimeError("a bug")
+
+    await batcher.submit([Waiting(reserve(uuid7(), 1), None, fail)])
+
+    assert await batcher.apply(reserve(uuid7(), 1)) == ANSWER

@@ -12,7 +12,7 @@ from penstock.core import errors, postgres
 MIGRATIONS = postgres.read_migrations(Path(__file__).parent / "migrations")
 
 CONNECTIONS_MAX = 12
-"""Of one process. Batches queue in their lanes, so a few connections keep PostgreSQL busy."""
+"""Of one process. The batcher has a few batches in flight; two are left for everything else."""
 LOCK_TIMEOUT_MS = 2_000
 """What an administrator's slow transaction can stall one organisation's batch for."""
 BUSY = "LEDGER_BUSY"

@@ -110,36 +110,50 @@ LANGUAGE sql STABLE AS $$
     FROM accounts a WHERE a.id = account
 $$;
 
--- The abandoned holds of these organisations and pools that a batch can resolve; `left_behind`: there
--- are more. Those of organisations that the batch is not about are met over a pool: where somebody
--- keeps their rows locked, they are left for later.
+-- The abandoned holds of these organisations and pools that a batch resolves; `left_*`: who may have
+-- more. Those of organisations that the batch is not about are met over a pool: where somebody keeps
+-- their rows locked, they are left for later.
 CREATE FUNCTION find_abandoned(
     org_ids bigint[], pool_ids bigint[], routes ledger_route[], at timestamptz,
-    OUT ids uuid[], OUT left_behind boolean
+    OUT ids uuid[], OUT left_org_ids bigint[], OUT left_pool_ids bigint[]
 )
 LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     -- A batch that met all holds of a crashed router would outlast its time-outs: the next goes on.
     abandoned_max constant integer := 500;
+    -- Each has a share: nobody waits behind another's.
+    org_share constant integer := greatest(abandoned_max / greatest(cardinality(org_ids), 1), 1);
+    pool_share constant integer := greatest(abandoned_max / greatest(cardinality(pool_ids), 1), 1);
     stranger_ids uuid[];
     free bigint[];              -- the buckets of those that nobody has locked
 BEGIN
-    SELECT coalesce(array_agg(x.id), '{}') INTO ids FROM (
-        (SELECT r.id FROM reservations r
-        WHERE r.state = 'held' AND r.expires_at <= at AND r.org_id = ANY (org_ids)
-        ORDER BY r.expires_at LIMIT abandoned_max)
-        UNION
-        (SELECT r.id FROM reservations r
-        WHERE r.state = 'held' AND r.expires_at <= at AND r.pool_id IS NOT NULL
-            AND r.pool_id = ANY (pool_ids)
-        ORDER BY r.expires_at LIMIT abandoned_max)
-    ) AS x;
-    left_behind := cardinality(ids) >= abandoned_max;
-    IF ids = '{}' OR pool_ids = '{}' THEN
+    left_org_ids := '{}';
+    left_pool_ids := '{}';
+    SELECT coalesce(array_agg(x.id), '{}') INTO ids
+    FROM unnest(org_ids) AS u (org_id), LATERAL (
+        SELECT r.id FROM reservations r
+        WHERE r.state = 'held' AND r.expires_at <= at AND r.org_id = u.org_id
+        ORDER BY r.expires_at LIMIT org_share) AS x;
+    IF cardinality(ids) >= org_share THEN
+        left_org_ids := ARRAY(
+            SELECT r.org_id FROM reservations r WHERE r.id = ANY (ids)
+            GROUP BY r.org_id HAVING count(*) >= org_share);
+    END IF;
+    IF pool_ids = '{}' THEN
         RETURN;
     END IF;
-    SELECT array_agg(r.id) INTO stranger_ids FROM reservations r
-    WHERE r.id = ANY (ids) AND r.org_id <> ALL (org_ids);
+    SELECT array_agg(x.id) FILTER (WHERE x.org_id <> ALL (org_ids)),
+        ids || coalesce(array_agg(x.id) FILTER (WHERE x.id <> ALL (ids)), '{}')
+    INTO stranger_ids, ids
+    FROM unnest(pool_ids) AS u (pool_id), LATERAL (
+        SELECT r.id, r.org_id FROM reservations r
+        WHERE r.state = 'held' AND r.expires_at <= at AND r.pool_id = u.pool_id
+        ORDER BY r.expires_at LIMIT pool_share) AS x;
+    IF cardinality(ids) >= pool_share THEN
+        left_pool_ids := ARRAY(
+            SELECT r.pool_id FROM reservations r WHERE r.id = ANY (ids) AND r.pool_id IS NOT NULL
+            GROUP BY r.pool_id HAVING count(*) >= pool_share);
+    END IF;
     IF stranger_ids IS NULL THEN
         RETURN;
     END IF;
@@ -155,10 +169,12 @@ BEGIN
     EXCEPTION WHEN SQLSTATE 'PL001' THEN NULL;
     END;
     free := free || ARRAY(SELECT unnest(u.bucket_ids) FROM unnest(routes) AS u);
-    SELECT coalesce(array_agg(r.id), '{}') INTO ids FROM reservations r
-    WHERE r.id = ANY (ids)
-        AND (r.id <> ALL (stranger_ids) OR r.bucket_ids || r.slice_ids <@ free);
-    left_behind := left_behind OR NOT stranger_ids <@ ids;
+    SELECT coalesce(array_agg(r.id) FILTER (
+            WHERE r.id <> ALL (stranger_ids) OR r.bucket_ids || r.slice_ids <@ free), '{}'),
+        left_pool_ids || coalesce(array_agg(DISTINCT r.pool_id) FILTER (
+            WHERE r.id = ANY (stranger_ids) AND NOT r.bucket_ids || r.slice_ids <@ free), '{}')
+    INTO ids, left_pool_ids
+    FROM reservations r WHERE r.id = ANY (ids);
 END
 $$;
 
@@ -224,7 +240,6 @@ DECLARE
     ended_ids bigint[];             -- whose budget is closed, or whose grant has ended
     b_frees_ms bigint[] := '{}';    -- in flight: when the first hold that this batch made ends
     b_facts jsonb[] := '{}';        -- of a refusal
-    r_waits boolean[] := '{}';      -- by route: abandoned holds of its own are left behind
     steps ledger_step[];
     resolved uuid[];
     -- By operation.
@@ -291,7 +306,8 @@ BEGIN
                 ORDER BY b.id),
             array_agg(b.posted ORDER BY b.id), array_agg(b.held ORDER BY b.id),
             array_agg(b.suspense ORDER BY b.id), array_agg(b.lapsed ORDER BY b.id),
-            array_agg(x.soft_amounts[1 + width_bucket(b.posted + b.suspense, x.soft_amounts)]
+            array_agg(CASE b.unit WHEN 'nano_usd' THEN
+                x.soft_amounts[1 + width_bucket(b.posted + b.suspense, x.soft_amounts)] END
                 ORDER BY b.id),
             array_agg(b.id) FILTER (
                 WHERE x.closed_at IS NOT NULL OR g.expires_at <= ledger_now())
@@ -450,7 +466,8 @@ BEGIN
             WHEN o.op = 'extend' AND (x.state = 'expired' OR x.expires_at <= at)
                 THEN 'RESERVATION_EXPIRED'
             -- What may not begin may not grow. Without a budget there is nothing left to ask.
-            WHEN o.op = 'extend' THEN nullif(r.reason, 'BUDGET_MISSING')
+            WHEN o.op = 'extend' AND (o.amount > x.amount OR o.tokens > x.tokens)
+                THEN nullif(r.reason, 'BUDGET_MISSING')
         END;
         refusal := NULL;
         remaining := NULL;
@@ -519,19 +536,9 @@ BEGIN
             END LOOP;
             -- There may be room behind abandoned holds that are left for the next batch: then this is
             -- no verdict, and is not remembered.
-            IF reason IS NOT NULL AND abandoned.left_behind THEN
-                p := path.route_of[n];
-                r_waits[p] := coalesce(r_waits[p], EXISTS (
-                    SELECT FROM reservations u
-                    WHERE u.state = 'held' AND u.expires_at <= at AND u.id <> ALL (resolved)
-                        AND u.org_id = r.org_id
-                ) OR EXISTS (
-                    SELECT FROM reservations u
-                    WHERE u.state = 'held' AND u.expires_at <= at AND u.id <> ALL (resolved)
-                        AND u.pool_id = r.pool_id
-                ));
-            END IF;
-            IF r_waits[path.route_of[n]] AND reason IS NOT NULL THEN
+            IF reason IS NOT NULL AND (
+                r.org_id = ANY (abandoned.left_org_ids) OR r.pool_id = ANY (abandoned.left_pool_ids))
+            THEN
                 reason := 'ABANDONED_HOLDS';
                 refusal := NULL;
             END IF;
