@@ -59,7 +59,7 @@ class Row:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--histories", type=int, default=10_000)
-    parser.add_argument("--per-gap", type=int, default=30, help="cases between two statements")
+    parser.add_argument("--per-gap", type=int, default=20, help="cases between two statements")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=10, help="of the races")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))
@@ -191,8 +191,9 @@ def _between(per_gap: int, seed: int, progress: Progress) -> Row:
     progress.update(task, total=len(result.reached))
     return Row(
         "4 what commits between two statements",
-        f"before each of {len(result.reached)} statements a batch waits while another session"
-        " commits; answers, balances and entries are as if wholly before or wholly after",
+        f"before {len(+result.reached)} of {len(result.reached)} statements a batch waits while"
+        " another session commits; answers, balances and entries are as if wholly before or after"
+        + "".join(f"; never reached: {gap.before}" for gap in result.missed),
         f"{result.reached.total():,} batches stood, {result.waited:,} others waited for them",
         str(seed),
         time.monotonic() - began,

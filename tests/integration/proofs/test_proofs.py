@@ -24,7 +24,7 @@ def test_what_commits_between_two_statements_comes_wholly_before_or_wholly_after
     result = between.run(between.Plan(SEED, PER_GAP))
 
     assert {} == result.failures
-    assert len(result.reached) > 20
+    assert len(+result.reached) > 20
     assert result.waited > 0
 
 

@@ -200,6 +200,7 @@ class Reconciler:
                     estimated=False,
                     outcome=OUTCOME,
                     trace_id="",
+                    key_id=one.key_id,
                 )
             )
         except errors.FailedPrecondition:

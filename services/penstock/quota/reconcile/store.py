@@ -22,6 +22,7 @@ class Open:
     """An attempt whose cost only the provider knows: `amount` stands now, at most `bound` is it."""
 
     id: str
+    key_id: int
     is_suspense: bool
     is_estimated: bool
     amount_nano_usd: int
@@ -129,8 +130,9 @@ class ReconcileStore:
     async def open_attempts(self, group: Group, after_id: str | None, rows_max: int) -> list[Open]:
         """The next ones by id; each stays among them when it is corrected."""
         rows = await self._connection.fetch(
-            "SELECT id, is_suspense, is_estimated, amount, bound"
-            " FROM attempts_of_day($1, $2, $3)"
+            "SELECT id, (SELECT r.key_id FROM reservations r WHERE r.id = a.id) AS key_id,"
+            " is_suspense, is_estimated, amount, bound"
+            " FROM attempts_of_day($1, $2, $3) AS a"
             " WHERE NOT is_exact AND model = $4 AND account_id = $5"
             " AND ($6::uuid IS NULL OR id > $6) ORDER BY id LIMIT $7",
             *self._day(group.day),
@@ -141,7 +143,14 @@ class ReconcileStore:
             timeout=DAY_TIMEOUT_SECONDS,
         )
         return [
-            Open(str(r["id"]), r["is_suspense"], r["is_estimated"], r["amount"], r["bound"])
+            Open(
+                str(r["id"]),
+                r["key_id"],
+                r["is_suspense"],
+                r["is_estimated"],
+                r["amount"],
+                r["bound"],
+            )
             for r in rows
         ]
 

@@ -121,39 +121,59 @@ LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     -- A batch that met all holds of a crashed router would outlast its time-outs: the next goes on.
     abandoned_max constant integer := 500;
-    -- Each has a share: nobody waits behind another's.
-    org_share constant integer := greatest(abandoned_max / greatest(cardinality(org_ids), 1), 1);
-    pool_share constant integer := greatest(abandoned_max / greatest(cardinality(pool_ids), 1), 1);
+    met uuid[];                 -- over a pool
     stranger_ids uuid[];
     free bigint[];              -- the buckets of those that nobody has locked
 BEGIN
     left_org_ids := '{}';
     left_pool_ids := '{}';
-    SELECT coalesce(array_agg(x.id), '{}') INTO ids
-    FROM unnest(org_ids) AS u (org_id), LATERAL (
+    ids := ARRAY(
         SELECT r.id FROM reservations r
-        WHERE r.state = 'held' AND r.expires_at <= at AND r.org_id = u.org_id
-        ORDER BY r.expires_at LIMIT org_share) AS x;
-    IF cardinality(ids) >= org_share THEN
-        left_org_ids := ARRAY(
-            SELECT r.org_id FROM reservations r WHERE r.id = ANY (ids)
-            GROUP BY r.org_id HAVING count(*) >= org_share);
+        WHERE r.state = 'held' AND r.expires_at <= at AND r.org_id = ANY (org_ids)
+        LIMIT abandoned_max + 1);
+    IF cardinality(ids) > abandoned_max THEN
+        -- In turns: nobody waits behind another's.
+        SELECT array_agg(x.id) FILTER (WHERE x.place <= abandoned_max),
+            array_agg(DISTINCT x.org_id) FILTER (WHERE x.place > abandoned_max)
+        INTO ids, left_org_ids
+        FROM (
+            SELECT r.id, r.org_id, row_number() OVER (ORDER BY r.turn, r.expires_at) AS place
+            FROM (SELECT DISTINCT unnest(org_ids) AS org_id) AS u, LATERAL (
+                SELECT h.id, h.org_id, h.expires_at, row_number() OVER (ORDER BY h.expires_at) AS turn
+                FROM reservations h
+                WHERE h.state = 'held' AND h.expires_at <= at AND h.org_id = u.org_id
+                ORDER BY h.expires_at LIMIT abandoned_max + 1) AS r
+        ) AS x;
     END IF;
     IF pool_ids = '{}' THEN
         RETURN;
     END IF;
-    SELECT array_agg(x.id) FILTER (WHERE x.org_id <> ALL (org_ids)),
-        ids || coalesce(array_agg(x.id) FILTER (WHERE x.id <> ALL (ids)), '{}')
-    INTO stranger_ids, ids
-    FROM unnest(pool_ids) AS u (pool_id), LATERAL (
-        SELECT r.id, r.org_id FROM reservations r
-        WHERE r.state = 'held' AND r.expires_at <= at AND r.pool_id = u.pool_id
-        ORDER BY r.expires_at LIMIT pool_share) AS x;
-    IF cardinality(ids) >= pool_share THEN
-        left_pool_ids := ARRAY(
-            SELECT r.pool_id FROM reservations r WHERE r.id = ANY (ids) AND r.pool_id IS NOT NULL
-            GROUP BY r.pool_id HAVING count(*) >= pool_share);
+    met := ARRAY(
+        SELECT r.id FROM reservations r
+        WHERE r.state = 'held' AND r.expires_at <= at AND r.pool_id = ANY (pool_ids)
+            AND r.id <> ALL (ids)
+        LIMIT abandoned_max + 1);
+    IF cardinality(met) > abandoned_max THEN
+        SELECT array_agg(x.id) FILTER (WHERE x.place <= abandoned_max),
+            array_agg(DISTINCT x.pool_id) FILTER (WHERE x.place > abandoned_max)
+        INTO met, left_pool_ids
+        FROM (
+            SELECT r.id, r.pool_id, row_number() OVER (ORDER BY r.turn, r.expires_at) AS place
+            FROM (SELECT DISTINCT unnest(pool_ids) AS pool_id) AS u, LATERAL (
+                SELECT h.id, h.pool_id, h.expires_at,
+                    row_number() OVER (ORDER BY h.expires_at) AS turn
+                FROM reservations h
+                WHERE h.state = 'held' AND h.expires_at <= at AND h.pool_id = u.pool_id
+                    AND h.id <> ALL (ids)
+                ORDER BY h.expires_at LIMIT abandoned_max + 1) AS r
+        ) AS x;
     END IF;
+    IF met = '{}' THEN
+        RETURN;
+    END IF;
+    ids := ids || met;
+    SELECT array_agg(r.id) INTO stranger_ids FROM reservations r
+    WHERE r.id = ANY (met) AND r.org_id <> ALL (org_ids);
     IF stranger_ids IS NULL THEN
         RETURN;
     END IF;
