@@ -93,15 +93,16 @@ async def set_(
     )
     request.account_id = await call.find_id(account or ready_key(call.state))
     there = list((await _budgets(call, request.account_id)).budgets)
-    if not name:
-        there = [b for b in there if b.window == value]
-    old = meant(there, name, wanted, "budget")
+    like = there if name else [b for b in there if b.window == value]
+    old = meant(like, name, wanted, "budget")
     if old is None or window_kind is not None:
         request.window = value
     if old is None and not name:
         # A closed one of this name may have another scope, which would stay.
         wanted = wanted or admin_pb2.Scope()
-    request.name = old.name if old else name or new_name(window_kind or WINDOW_DEFAULT, wanted)
+    taken = {one.name for one in there if not one.closed}
+    base = window_kind or WINDOW_DEFAULT
+    request.name = old.name if old else name or new_name(base, wanted, taken)
     if wanted is not None:
         request.scope.CopyFrom(wanted)
     if old is not None and soft is None:

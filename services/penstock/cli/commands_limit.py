@@ -116,14 +116,15 @@ def _complete(
     wanted: admin_pb2.Scope | None,
 ) -> None:
     """With the name of the one that is there, or of a new one, and with the scope."""
-    if not name:
-        there = [x for x in there if (x.unit, x.window) == (one.unit, one.window)]
-    old = meant(there, name, wanted, "limit")
+    like = there if name else [x for x in there if (x.unit, x.window) == (one.unit, one.window)]
+    old = meant(like, name, wanted, "limit")
     if old is None and not name:
         # A closed one of this name may have another scope, which would stay.
         wanted = wanted or admin_pb2.Scope()
     unit = admin_pb2.RateLimit.Unit.Name(one.unit).removeprefix("UNIT_").lower().replace("_", "-")
-    one.name = old.name if old else name or new_name(f"{unit}-{window_name(one.window)}", wanted)
+    base = f"{unit}-{window_name(one.window)}"
+    taken = {x.name for x in there if not x.closed}
+    one.name = old.name if old else name or new_name(base, wanted, taken)
     if wanted is not None:
         one.scope.CopyFrom(wanted)
 

@@ -1,7 +1,7 @@
 """What a person types of budgets and rate limits: scopes, windows, names."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from typing import Annotated, TypeVar
 from zoneinfo import available_timezones
@@ -152,12 +152,20 @@ def _parts(of: admin_pb2.Scope) -> tuple[frozenset[str], frozenset[str], frozens
     return frozenset(of.providers), frozenset(of.models), frozenset(of.tags.items())
 
 
-def new_name(base: str, of: admin_pb2.Scope | None) -> str:
-    """`day`; where it is narrower, what makes it so comes after: `day-openai`."""
+def new_name(base: str, of: admin_pb2.Scope | None, taken: Collection[str]) -> str:
+    """`day`; where it is narrower, what makes it so comes after: `day-openai`. Where that is taken,
+    a number: `day-openai-2`.
+    """
     of = of or admin_pb2.Scope()
     words = [*of.providers, *of.models, *(f"{n}-{v}" for n, v in sorted(of.tags.items()))]
     plain = [re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") or "any" for word in words]
-    return "-".join([base, *plain])[:NAME_CHARACTERS_MAX].rstrip("-")
+    name = fitting = "-".join([base, *plain])[:NAME_CHARACTERS_MAX].rstrip("-")
+    number = 1
+    while fitting in taken:
+        number += 1
+        suffix = f"-{number}"
+        fitting = name[: NAME_CHARACTERS_MAX - len(suffix)] + suffix
+    return fitting
 
 
 def setting_id(there: Sequence[Setting], text: str, what: str) -> str:

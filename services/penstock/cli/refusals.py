@@ -58,10 +58,10 @@ def _out_of_credit(error: PenstockError) -> CliError:
 
 def _over_budget(error: PenstockError) -> CliError:
     """The ledger's own sentence, which names the budget and its reset."""
-    account_id = error.metadata["account_id"]
+    account_id, name = error.metadata["account_id"], error.metadata["budget_name"]
     return CliError(
         f"{error.reason}: {error.message}",
-        remedy=f"`penstock budget set` raises it ({account_id}); "
+        remedy=f"`penstock budget set LIMIT --account {account_id} --name {name}` raises it; "
         f"`penstock ledger balance {account_id}` tells where it went.",
     )
 

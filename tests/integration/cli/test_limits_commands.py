@@ -37,6 +37,13 @@ async def test_a_budget_is_changed_by_what_it_is_for(own_operator: Operator) -> 
     assert "month-openai-job-x" in await own_operator.said("budget", "list")
 
 
+async def test_scopes_that_are_spelled_alike_are_two_budgets(operator: Operator) -> None:
+    key = f"key_{(await operator.ledger.new_path())[2]}"
+    of = ("budget", "set", "1", "--account", key)
+    made = [await operator.json(*of, "--model", model) for model in ("gpt-4o", "gpt-4o*", "gpt-4o")]
+    assert ["month-gpt-4o", "month-gpt-4o-2", "month-gpt-4o"] == [one["name"] for one in made]
+
+
 @pytest.mark.parametrize("window", ["minute", "hour", "day", "week", "month", "total"])
 async def test_a_budget_has_every_window(operator: Operator, window: str) -> None:
     key = f"key_{(await operator.ledger.new_path())[2]}"

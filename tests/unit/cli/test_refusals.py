@@ -79,10 +79,13 @@ CREDIT = KEY_OF | {"available_nano_usd": "20000000", "requested_nano_usd": "3100
             ),
         ),
         (
-            BudgetExceeded("budget 'b' has 0.00 USD left; it never resets", metadata=KEY_OF),
+            BudgetExceeded(
+                "budget 'b' has 0.00 USD left; it never resets",
+                metadata=KEY_OF | {"budget_name": "b"},
+            ),
             "BUDGET_EXCEEDED: budget 'b' has 0.00 USD left; it never resets",
             (
-                "`penstock budget set` raises it (key_3); "
+                "`penstock budget set LIMIT --account key_3 --name b` raises it; "
                 "`penstock ledger balance key_3` tells where it went."
             ),
         ),
