@@ -8,7 +8,7 @@ from proofs.mutants_beside import BESIDE
 
 _SQL = "quota/store/migrations/"
 APPLY = _SQL + "0004_apply_batch.sql"
-PATHS = _SQL + "0003_paths.sql"
+PARTS = _SQL + "0003_batch_parts.sql"
 ACCOUNTS = _SQL + "0001_accounts.sql"
 
 _LOCK = " FOR NO KEY UPDATE\n        ) AS b\n"
@@ -49,14 +49,14 @@ MUTANTS = (
     Mutant(
         "expiry is forgotten",
         "I8",
-        APPLY,
+        PARTS,
         "WHERE r.state = 'held' AND r.expires_at <= at AND r.org_id = ANY (org_ids)",
         "WHERE false AND r.org_id = ANY (org_ids)",
     ),
     Mutant(
         "another organisation's expired hold keeps the pool",
         "I8",
-        APPLY,
+        PARTS,
         "WHERE r.state = 'held' AND r.expires_at <= at AND r.pool_id = ANY (pool_ids)",
         "WHERE false AND r.pool_id = ANY (pool_ids)",
         first="pools",
@@ -101,49 +101,49 @@ MUTANTS = (
     Mutant(
         "what was not used returns to the wrong grant",
         "I5",
-        APPLY,
+        PARTS,
         "FOR i IN 1 .. cardinality(amounts) LOOP",
         "FOR i IN REVERSE cardinality(amounts) .. 1 LOOP",
     ),
     Mutant(
         "an overage spares the last slice",
         "I6",
-        APPLY,
+        PARTS,
         "IF last[side] > 0 AND total[side] = amount THEN",
         "IF false THEN",
     ),
     Mutant(
         "an overage is the credit's though the budget shared the hold",
         "I6",
-        APPLY,
+        PARTS,
         "IF last[side] > 0 AND total[side] = amount THEN",
         "IF last[side] > 0 THEN",
     ),
     Mutant(
         "a grant is used after its end",
         "I11",
-        PATHS,
+        PARTS,
         "g.starts_at <= at AND at < g.expires_at",
         "g.starts_at <= at",
     ),
     Mutant(
         "a grant is used before its start",
         "I11",
-        PATHS,
+        PARTS,
         "g.starts_at <= at AND at < g.expires_at",
         "at < g.expires_at",
     ),
     Mutant(
         "a commercial account uses a free tier's grant",
         "I11",
-        PATHS,
+        PARTS,
         "(g.commercial_use OR l.side = 1 OR NOT d.commercial)",
         "true",
     ),
     Mutant(
         "the last-expiring grant is drained first",
         "I11",
-        PATHS,
+        PARTS,
         "array_agg(b.id ORDER BY g.expires_at, g.id) FILTER (WHERE l.side = 0)",
         "array_agg(b.id ORDER BY g.expires_at DESC, g.id) FILTER (WHERE l.side = 0)",
     ),
@@ -302,13 +302,14 @@ MUTANTS = (
         APPLY,
         "THEN nullif(r.reason, 'BUDGET_MISSING')",
         "THEN NULL",
+        first="not_yours",
     ),
-    Mutant("a pool's limits are nobody's", "I2", PATHS, "(4, d.pool_id))", "(4, NULL::bigint))"),
-    Mutant("a team's budgets are skipped", "I2", PATHS, "(2, d.team_id),", "(2, NULL::bigint),"),
+    Mutant("a pool's limits are nobody's", "I2", PARTS, "(4, d.pool_id))", "(4, NULL::bigint))"),
+    Mutant("a team's budgets are skipped", "I2", PARTS, "(2, d.team_id),", "(2, NULL::bigint),"),
     Mutant(
         "no budget means no limit",
         "I14",
-        PATHS,
+        PARTS,
         "WHEN d.pool <> 'cache' AND w.pays IS NOT TRUE THEN",
         "WHEN false THEN",
         first="admission",

@@ -7,6 +7,7 @@ The tree itself is never touched. A row "nothing is broken" stands first: no pro
 """
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -77,6 +78,7 @@ _FAULTY = re.compile(r"PostgresSyntaxError|MigrationError|Undefined\w+Error|Synt
 """A mutant that cannot even run proves nothing."""
 NARROW = ("units", "audit")
 """Only for the mutants that name them: they know nothing of the others' rules."""
+ENDING_SECONDS = 20
 SECONDS_MAX = 300
 """Of one proof: a mutant that hangs is killed, too, and the table says so."""
 CONTROL = Mutant("nothing is broken", "", APPLY, "", "")
@@ -176,7 +178,12 @@ def _run(proof: str, services: Path, first: str) -> str:
         try:
             code = process.wait(SECONDS_MAX)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            # First so that it stops its servers, which are in sessions of their own.
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(ENDING_SECONDS)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return f"still running after {SECONDS_MAX} s"
     if code == 0:

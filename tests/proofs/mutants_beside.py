@@ -90,6 +90,7 @@ BESIDE = (
         'if (count, digest) == (sealed["adjustments"], sealed["adjustments_digest"]):',
         "if True:",
         "audit",
+        first="audit_settings",
     ),
     Mutant(
         "a limit that no entry tells of is not noticed",
@@ -98,6 +99,7 @@ BESIDE = (
         "WHERE s.subject IS NULL OR s.account_id <> p.account_id OR d.told IS NOT NULL",
         "WHERE s.subject IS NULL OR s.account_id <> p.account_id",
         "audit",
+        first="audit_settings",
     ),
     Mutant(
         "what comes while its organisation goes alone is forgotten",
