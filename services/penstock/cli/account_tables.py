@@ -51,7 +51,7 @@ def keys_table(keys: Sequence[admin_pb2.Key], known: Sequence[Named]) -> Table:
 def budgets_table(budgets: Sequence[admin_pb2.Budget], known: Sequence[Named]) -> Table:
     amounts = ("limit USD", "posted", "held", "suspense", "left")
     columns = ("budget", "id", "of", "window", *amounts, "resets", "only for", "warns at")
-    drops = ("warns at", "id", "suspense", "held", "posted", "resets", "only for")
+    drops = ("warns at", "id", "resets", "posted", "window", "only for", "suspense", "held")
     table = plain("", *columns, right=amounts, drops=drops)
     for budget in budgets:
         used = budget.posted_nano_usd + budget.held_nano_usd + budget.suspense_nano_usd
@@ -99,7 +99,9 @@ def limits_table(limits: Sequence[admin_pb2.RateLimit], known: Sequence[Named]) 
 def grants_table(grants: Sequence[admin_pb2.Grant], known: Sequence[Named]) -> Table:
     amounts = ("amount USD", "posted", "held", "suspense", "lapsed", "left")
     columns = ("grant", "id", "key", "of", *amounts, "from", "until", "use", "only for")
-    drops = ("id", "grant", "suspense", "held", "lapsed", "from", "posted", "use", "only for")
+    drops = (
+        "id", "grant", "from", "use", "posted", "only for", "until", "suspense", "held", "lapsed",
+    )  # fmt: skip
     table = plain("", *columns, right=amounts, drops=drops)
     for grant in grants:
         gone = (

@@ -50,6 +50,9 @@ REMEDIES = {
 }
 """By reason: where the service's own words cannot know what a person types."""
 
+SAID_IN_FULL = frozenset({"PROVIDER_IN_OTHER_POOL"})
+"""Reasons whose message tells more than their violations do, which would only double it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Access:
@@ -183,16 +186,28 @@ def told(
     """A service's refusal as a line: message and reason; its address where it is away.
 
     In an operator's words: see `wording`. `method`: of AdminService. `names`: of accounts, by id.
+    A fault of what was typed has the status of one that is found here.
     """
     if error.code is grpc.StatusCode.UNAVAILABLE and error.reason == error.default_reason:
         return CliError(
-            f"nothing answers at {found}", remedy="Is it running? `penstock status` tells."
+            f"nothing answers at {found}",
+            remedy=f"Is it running? `penstock status` tells.{_whence(found)}",
         )
     lines = [] if _repeats(error) else [wording.sentence(error.message, method, names)]
-    lines += [wording.fault(v.field, v.description, method) for v in error.violations]
+    if error.reason not in SAID_IN_FULL:
+        lines += [wording.fault(v.field, v.description, method) for v in error.violations]
     if error.retry_after_seconds is not None and "resets_at" not in error.metadata:
         lines.append(f"again after {duration(error.retry_after_seconds)}")
-    return CliError(f"{error.reason}: " + "\n  ".join(lines), remedy=_remedy(error, names))
+    return CliError(
+        f"{error.reason}: " + "\n  ".join(lines),
+        remedy=_remedy(error, names),
+        code=BAD_USAGE if error.code is grpc.StatusCode.INVALID_ARGUMENT else 1,
+    )
+
+
+def _whence(found: str) -> str:
+    """That the address is of the environment, where it is: a stale one is easily forgotten."""
+    return f" {ADDRESS} is set to it here." if os.environ.get(ADDRESS) == found else ""
 
 
 def _remedy(error: PenstockError, names: Mapping[str, str]) -> str:
@@ -202,6 +217,12 @@ def _remedy(error: PenstockError, names: Mapping[str, str]) -> str:
         return (
             f"`penstock budget set 5 --account {name}` allows it 5 USD a month; a budget of its"
             " team or organisation does as well, and `unlimited` instead of 5 limits nothing."
+        )
+    if error.reason == "PROVIDER_IN_OTHER_POOL" and "pool" in error.metadata:
+        pool = error.metadata["pool"]
+        return (
+            f"`penstock pool set {pool} --provider …` with those that stay takes it out; "
+            f"`penstock pool close {pool}` frees all of them."
         )
     return REMEDIES.get(error.reason, "")
 

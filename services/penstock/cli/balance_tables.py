@@ -14,6 +14,9 @@ from penstock.quota.v1 import quota_pb2
 
 BAR = "of the limit"
 
+WAITING = ("suspense", "held")
+"""Columns of what is neither spent nor free: they go last, save where they are all zero."""
+
 WHY_NOT = {
     "not_started": "has not begun",
     "ended": "has ended",
@@ -37,11 +40,17 @@ def balance_views(balance: quota_pb2.Balance, known: Sequence[Named]) -> list[Vi
     return views or ["no budget, credit or rate limit: without a budget nothing is admitted"]
 
 
+def _waits(budget: quota_pb2.BudgetBalance) -> bool:
+    return bool(budget.held_nano_usd or budget.suspense_nano_usd)
+
+
 def _budgets(budgets: Sequence[quota_pb2.BudgetBalance], known: Sequence[Named]) -> Table:
     amounts = ("limit USD", "posted", "held", "suspense", "left")
     numbers = (*amounts, "used")
     columns = ("budget", "of", "window", *numbers, BAR, "resets", "only for", "warns at")
-    drops = ("warns at", BAR, "suspense", "held", "posted", "resets", "only for")
+    # Where money waits, how full it is can be told from it; where none does, it stays.
+    used = ("used",) if any(_waits(b) for b in budgets) else ()
+    drops = ("warns at", BAR, "resets", "posted", "window", "only for", *used, *WAITING)
     table = plain("Budgets", *columns, right=numbers, drops=drops)
     for budget in budgets:
         limited = budget.HasField("limit_nano_usd")
@@ -69,7 +78,9 @@ def _grants(grants: Sequence[quota_pb2.GrantBalance], known: Sequence[Named]) ->
     amounts = ("amount USD", "posted", "held", "suspense", "lapsed", "left")
     numbers = (*amounts, "used")
     columns = ("grant", "id", "of", *numbers, BAR, "from", "until", "only for")
-    drops = (BAR, "id", "suspense", "held", "lapsed", "from", "posted", "used")
+    drops = (
+        BAR, "id", "from", "used", "posted", "only for", "until", "suspense", "held", "lapsed",
+    )  # fmt: skip
     title = "Credit, in the order in which it is used"
     table = plain(title, *columns, right=numbers, drops=drops)
     for grant in grants:
@@ -98,7 +109,7 @@ def _unusable(grants: Sequence[quota_pb2.GrantBalance], known: Sequence[Named]) 
     """Credit that somebody may have counted on, and why it does not count."""
     amounts = ("amount USD", "posted", "lapsed", "left")
     columns = ("grant", "id", "of", "why not", *amounts, "from", "until", "only for")
-    drops = ("id", "lapsed", "posted", "only for", "amount USD", "from")
+    drops = ("id", "posted", "only for", "amount USD", "from", "lapsed")
     table = plain("Credit that does not apply now", *columns, right=amounts, drops=drops)
     for grant in grants:
         table.add_row(

@@ -74,7 +74,7 @@ def _views(found: admin_pb2.ListAlertsResponse) -> list[View]:
 async def send_test(call: Call, dry_run: DryRun = False) -> Shown | None:
     """Send a test to every webhook now, and say how each answered; --dry-run only shows it.
 
-    Exits with 1 where one did not take it, or there is none.
+    Exits with 1 where one did not take it, or where there is none to send it to.
     """
     if dry_run:
         call.change = Change.of("", "", dry_run=True)
@@ -90,12 +90,25 @@ async def send_test(call: Call, dry_run: DryRun = False) -> Shown | None:
             f"{failed} of {len(answer.deliveries)} webhooks did not take it",
             remedy=f"Check {WEBHOOKS} of the quota processes, and the receivers.",
         )
+    if not answer.deliveries and dry_run:
+        if not call.as_json:
+            await call.show(Shown(as_dict(answer), _nowhere()))
+        return None
     if not answer.deliveries:
         raise CliError(
             "no webhook is configured: alerts are only logged and listed here",
             remedy=f"Set {WEBHOOKS} and PENSTOCK_ALERTS_SECRET of the quota processes.",
         )
     return None
+
+
+def _nowhere() -> list[View]:
+    """What a webhook would be sent, were there one."""
+    return [
+        f"no webhook is configured ({WEBHOOKS} of the quota processes): it would go nowhere",
+        "a webhook would be sent an alert of kind test, in the shape that is its own:",
+        '{"type": "alert.test", "timestamp": …, "data": {"kind": "test", "message": …, …}}',
+    ]
 
 
 def _deliveries(answer: admin_pb2.TestAlertsResponse) -> Table:

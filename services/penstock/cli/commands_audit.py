@@ -132,8 +132,9 @@ async def prune(call: Call, dry_run: DryRun = False) -> Shown:
     """
     with _watched(call) as progress:
         pruned = await ledger_audit.prune(dsn_of(call.state), progress, dry_run=dry_run)
+    deleted = "would delete" if dry_run else "deleted"
     view = (
-        f"deleted {pruned.reservations} reservations, {pruned.windows} windows of rate limits,"
+        f"{deleted} {pruned.reservations} reservations, {pruned.windows} windows of rate limits,"
         f" {pruned.checkpoint_rows} rows of old checkpoints"
     )
     shown = Shown({"ok": True, **dataclasses.asdict(pruned)}, [view])
@@ -228,6 +229,8 @@ def _show_report(report: AuditReport) -> None:
     )
     if report.verified_epochs or report.gone_epochs:
         gone = f"; of {len(report.gone_epochs)} they are no longer here" * bool(report.gone_epochs)
-        out.print(f"the entries of {len(report.verified_epochs)} sealed epochs were read{gone}")
+        count = len(report.verified_epochs)
+        epochs = "1 sealed epoch" if count == 1 else f"{count} sealed epochs"
+        out.print(f"the entries of {epochs} were read{gone}")
     for epoch, digest in report.verified_epochs[-1:]:
         out.print(f"the digest of epoch {epoch}, and so of all before it: {digest}")

@@ -87,7 +87,7 @@ async def set_(
     """
     wanted = scope(provider, model, tag, everything=everything)
     nano_usd = limit_nano_usd(limit)
-    value = window(window_kind or WINDOW_DEFAULT)
+    value = window(base := window_kind or WINDOW_DEFAULT)
     request = admin_pb2.SetBudgetRequest(
         time_zone=time_zone(zone), soft_percents=percents(soft) if soft is not None else ()
     )
@@ -101,7 +101,6 @@ async def set_(
         # A closed one of this name may have another scope, which would stay.
         wanted = wanted or admin_pb2.Scope()
     taken = {one.name for one in there if not one.closed}
-    base = window_kind or WINDOW_DEFAULT
     request.name = old.name if old else name or new_name(base, wanted, taken)
     if wanted is not None:
         request.scope.CopyFrom(wanted)
@@ -169,7 +168,8 @@ async def close(
     Where no open budget applies to a key any more, its requests are refused.
     """
     listed = await _budgets(call, await call.find_id(account))
-    request = admin_pb2.CloseBudgetRequest(budget_id=setting_id(listed.budgets, name, "budget"))
+    found_id = setting_id(listed.budgets, name, "budget", await call.known())
+    request = admin_pb2.CloseBudgetRequest(budget_id=found_id)
     return _shown(await call.ask("CloseBudget", request, admin_pb2.Budget))
 
 

@@ -18,8 +18,8 @@ from penstock.cli.ledger_arguments import (
     PageToken,
     Since,
     Until,
-    moment,
     pages,
+    span,
     tags,
 )
 from penstock.cli.operation import ACCOUNT_HELP, Call, operation
@@ -61,6 +61,7 @@ async def entries(
 
     Filters that are given hold together. What a change was before and after: see --json.
     """
+    first, last = span(since, until)
     wanted = quota_pb2.ListEntriesRequest(
         request_id=request,
         page_size=page_size,
@@ -70,8 +71,8 @@ async def entries(
         model=model,
         user=user,
         tags=tags(tag or ()),
-        since=moment(since, "--since"),
-        until=moment(until, "--until"),
+        since=first,
+        until=last,
     )
     wanted.key_id = await call.find_id(key, "key")
     wanted.account_id = await call.find_id(account)

@@ -29,6 +29,9 @@ Expires = Annotated[
     str | None, typer.Option(help="When it ends: date or time, e.g. 2027-01-01 (UTC).")
 ]
 
+OVERLAP_SECONDS_MAX = 30 * 86_400
+"""As the contract has it."""
+
 
 @operation(
     keys,
@@ -125,6 +128,8 @@ async def rotate(
     Then come the first characters of each text before it, and when that one ends.
     """
     overlap_seconds = periods.seconds(overlap, "--overlap")
+    if overlap_seconds > OVERLAP_SECONDS_MAX:
+        raise CliError(f"--overlap {overlap}: at most 30d", code=BAD_USAGE)
     request = admin_pb2.RotateKeyRequest(
         key_id=(await call.find(key, "key")).id, overlap_seconds=overlap_seconds
     )

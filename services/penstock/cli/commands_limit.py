@@ -82,6 +82,7 @@ async def set_(
             "no limit is given: say --requests, --tokens or --in-flight, e.g. --requests 60/minute",
             code=BAD_USAGE,
         )
+    _demand_different(rates)
     if name and len(rates) > 1:
         raise CliError("--name is of one limit: set them one after another", code=BAD_USAGE)
     named_zone = time_zone(zone)
@@ -94,6 +95,18 @@ async def set_(
     warn_of_scope(call.state, provider, model)
     document = admin_pb2.ListRateLimitsResponse(limits=found)
     return Shown(document, lambda known: [limits_table(found, known)])
+
+
+def _demand_different(rates: list[admin_pb2.SetRateLimitRequest]) -> None:
+    """The last of two of one unit and window would silently undo the first."""
+    kinds = [(one.unit, one.window) for one in rates]
+    twice = next((kind for n, kind in enumerate(kinds) if kind in kinds[:n]), None)
+    if twice is not None:
+        unit = admin_pb2.RateLimit.Unit.Name(twice[0]).removeprefix("UNIT_").lower()
+        raise CliError(
+            f"--{unit} is given twice for one {window_name(twice[1])}: which is meant?",
+            code=BAD_USAGE,
+        )
 
 
 async def _set_all(
@@ -197,7 +210,8 @@ async def close(
 ) -> Shown:
     """From now on it limits nothing. `limit set` opens it again."""
     listed = await _limits(call, await call.find_id(account))
-    request = admin_pb2.CloseRateLimitRequest(limit_id=setting_id(listed.limits, name, "limit"))
+    found_id = setting_id(listed.limits, name, "limit", await call.known())
+    request = admin_pb2.CloseRateLimitRequest(limit_id=found_id)
     found = await call.ask("CloseRateLimit", request, admin_pb2.RateLimit)
     return Shown(found, lambda known: [limits_table([found], known)])
 

@@ -23,6 +23,7 @@ from penstock.cli.reports.faults import FaultyReport
 from penstock.cli.reports.models import name_of, prices
 from penstock.cli.reports.rows import Report
 from penstock.cli.reports.together import Row
+from penstock.cli.tables import plain
 from penstock.core.catalogue import Catalogue
 from penstock.core.config import ConfigError, load
 from penstock.core.money import format_usd
@@ -233,12 +234,10 @@ async def _requests(
 def _views(
     report: admin_pb2.ReconcileReport, known: Sequence[Named], priced: int
 ) -> list[str | Table]:
-    table = Table(box=None)
-    for name in ("day", "model", "account"):
-        table.add_column(name)
-    for name in ("reported USD", "posted before", "posted after", "suspense before", "drift"):
-        table.add_column(name, justify="right")
-    table.add_column("requests", justify="right")
+    amounts = ("reported USD", "posted before", "posted after", "suspense before", "drift")
+    numbers = (*amounts, "requests")
+    drops = ("requests", "posted before", "suspense before", "posted after", "account")
+    table = plain("", "day", "model", "account", *numbers, right=numbers, drops=drops)
     for one in report.drifts:
         table.add_row(
             f"{one.day.ToDatetime():%Y-%m-%d}",

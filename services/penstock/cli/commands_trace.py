@@ -32,6 +32,9 @@ WIDTH_MIN = 110
 
 LIST_MAX = 20
 
+REQUEST = "req_"
+"""What every request's id begins with."""
+
 
 @app.command()
 @clear_faults
@@ -39,7 +42,10 @@ def trace(
     context: typer.Context,
     wanted: Annotated[
         str | None,
-        typer.Argument(metavar="[ID]", help="Trace id or request id (req_…); none: list the last."),
+        typer.Argument(
+            metavar="[ID]",
+            help="Trace id or request id, with its req_ or not; none: list the last.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -50,7 +56,7 @@ def trace(
         if wanted is None:
             _list(folder, as_json=as_json)
             return
-        found = load(folder, wanted, wait_seconds=WAIT_SECONDS)
+        found = load(folder, _full(folder, wanted), wait_seconds=WAIT_SECONDS)
     except StoreError as error:
         raise CliError(str(error)) from None
     if found is None:
@@ -64,6 +70,13 @@ def trace(
         print_wide(render(found), WIDTH_MIN)
 
 
+def _full(folder: Path, wanted: str) -> str:
+    """With the `req_` that a request's id lacks, where it is one."""
+    if load(folder, wanted) is None and load(folder, REQUEST + wanted) is not None:
+        return REQUEST + wanted
+    return wanted
+
+
 def _list(folder: Path, *, as_json: bool) -> None:
     entries = latest(folder, LIST_MAX)
     if as_json:
@@ -73,8 +86,10 @@ def _list(folder: Path, *, as_json: bool) -> None:
         out.print("No request yet.")
         return
     columns = ("at", "request", "asked for", "answered by", "why", "cache", "cost USD", "took")
-    drops = ("cache", "took", "why", "asked for")
-    table = plain("", *columns, "outcome", right=("cost USD", "took"), drops=drops)
+    drops = ("cache", "took", "why", "asked for", "answered by", "outcome")
+    table = plain(
+        "", *columns, "outcome", right=("cost USD", "took"), drops=drops, whole=("request",)
+    )
     for entry in entries:
         at = datetime.fromtimestamp(entry.at_unix_ns / 1e9, UTC)
         table.add_row(

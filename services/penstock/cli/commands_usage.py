@@ -8,7 +8,7 @@ from penstock.cli.app import app
 from penstock.cli.as_json import as_dict
 from penstock.cli.entry_table import detached_note
 from penstock.cli.groups import ledger
-from penstock.cli.ledger_arguments import Since, Until, moment
+from penstock.cli.ledger_arguments import Since, Until, span
 from penstock.cli.ledger_tables import usage_table
 from penstock.cli.operation import ACCOUNT_HELP, Call, Shown, operation
 from penstock.quota.v1 import admin_pb2
@@ -21,9 +21,8 @@ async def usage(
     until: Until = None,
 ) -> Shown:
     """What was spent, by key, provider and model, exact to the nano-USD."""
-    request = admin_pb2.GetUsageRequest(
-        since=moment(since, "--since"), until=moment(until, "--until")
-    )
+    first, last = span(since, until)
+    request = admin_pb2.GetUsageRequest(since=first, until=last)
     request.account_id = await call.find_id(account)
     report = await call.ask("GetUsage", request, admin_pb2.GetUsageResponse)
     total = sum(row.posted_nano_usd for row in report.rows)

@@ -13,12 +13,18 @@ from penstock.quota.v1 import quota_pb2
 
 FLAGS = ("estimated", "overage", "late")
 AMOUNTS = ("posted USD", "held", "suspense")
+DROPS = (
+    "reservation", "tokens", "entry", "answered by", "held", "of", "what", "suspense", "request",
+)  # fmt: skip
 
 
 def entries_table(entries: Sequence[quota_pb2.Entry], known: Sequence[Named]) -> Table:
     """In their order. Changes of what is held and in suspense bear their sign."""
     columns = ("entry", "at", "operation", "of", "request", "reservation", "answered by")
-    table = plain("", *columns, *AMOUNTS, "tokens", "what", right=("entry", *AMOUNTS, "tokens"))
+    table = plain(
+        "", *columns, *AMOUNTS, "tokens", "what",
+        right=("entry", *AMOUNTS, "tokens"), drops=DROPS, whole=("request", "reservation"),
+    )  # fmt: skip
     for entry in entries:
         tokens = (entry.prompt_tokens, entry.completion_tokens)
         table.add_row(

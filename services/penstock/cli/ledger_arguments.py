@@ -57,6 +57,18 @@ def moment(text: str | None, name: str) -> Timestamp | None:
     return stamp
 
 
+def span(since: str | None, until: str | None) -> tuple[Timestamp | None, Timestamp | None]:
+    """Of `--since` and `--until`.
+
+    Raises:
+        CliError: one is no moment, or the second does not lie after the first.
+    """
+    first, last = moment(since, "--since"), moment(until, "--until")
+    if first is not None and last is not None and last.ToNanoseconds() <= first.ToNanoseconds():
+        raise CliError(f"--until {until} does not lie after --since {since}", code=BAD_USAGE)
+    return first, last
+
+
 def amount(text: str, name: str = "AMOUNT") -> int:
     """USD in nano-USD; a minus gives back.
 

@@ -14,7 +14,8 @@ from penstock.quota.v1 import admin_pb2
 def usage_table(rows: Sequence[admin_pb2.UsageRow], known: Sequence[Named]) -> Table:
     """A line for each key and model, and the sums."""
     numbers = ("attempts", "prompt", "completion", "posted USD", "nano-USD", "of it a bound")
-    table = plain("", "key", "answered by", *numbers, right=numbers)
+    drops = ("nano-USD", "completion", "prompt", "attempts", "of it a bound")
+    table = plain("", "key", "answered by", *numbers, right=numbers, drops=drops)
     for row in rows:
         table.add_row(
             label(known, row.key_id or row.team_id or row.org_id),

@@ -10,6 +10,7 @@ import typer
 
 from penstock.cli.errors import BAD_USAGE, CliError
 from penstock.cli.ledger_arguments import tags
+from penstock.cli.names import LISTED_MAX, Named, label
 from penstock.quota.v1 import admin_pb2
 
 Provider = Annotated[
@@ -168,8 +169,10 @@ def new_name(base: str, of: admin_pb2.Scope | None, taken: Collection[str]) -> s
     return fitting
 
 
-def setting_id(there: Sequence[Setting], text: str, what: str) -> str:
+def setting_id(there: Sequence[Setting], text: str, what: str, known: Sequence[Named] = ()) -> str:
     """The id that an id or a name means; open ones before closed ones.
+
+    `known`: everything that has a name, so that a refusal can tell whose each of several is.
 
     Raises:
         CliError: none, or several.
@@ -180,11 +183,16 @@ def setting_id(there: Sequence[Setting], text: str, what: str) -> str:
     if len(hits) == 1:
         return hits[0].id
     if hits:
-        ids = ", ".join(one.id for one in hits)
+        ids = ", ".join(f"{one.id} (of {label(known, one.account_id)})" for one in hits)
         raise CliError(
             f"{text!r} is more than one {what}: {ids}; write its id, or say --account",
             code=BAD_USAGE,
         )
+    open_ones = [one for one in there if not one.closed]
+    told = ", ".join(f"{one.name} ({one.id})" for one in open_ones[:LISTED_MAX]) or "none"
+    told += ", …" * (len(open_ones) > LISTED_MAX)
     raise CliError(
-        f"there is no {what} {text!r}", remedy=f"`penstock {what} list` has them.", code=BAD_USAGE
+        f"there is no {what} {text!r}; there are: {told}",
+        remedy=f"`penstock {what} list --closed` has all.",
+        code=BAD_USAGE,
     )

@@ -47,12 +47,15 @@ def _limited(error: PenstockError) -> CliError:
 def _out_of_credit(error: PenstockError) -> CliError:
     facts = error.metadata
     left, asked = (int(facts[f"{name}_nano_usd"]) for name in ("available", "requested"))
+    # The balance of a team or an organisation has only its own grants, not those of all above it.
+    key = facts["account_id"] if facts["account_kind"] == "key" else facts.get("key_id", "")
+    below = f"{key}`" if key else "KEY` of a key of it"
     return CliError(
         f"{error.reason}: prepaid {_owner(facts)} has {format_usd(left)} USD of usable credit left;"
         f" this request may cost {format_usd(asked)}",
         remedy=f"`penstock grant create` grants more ({facts['account_id']}); "
-        f"`penstock ledger balance {facts['account_id']}` tells what is there, and why the rest of"
-        " it does not apply.",
+        f"`penstock ledger balance {below} tells what is there, and why the rest of it does not"
+        " apply.",
     )
 
 

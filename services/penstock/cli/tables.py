@@ -26,6 +26,11 @@ WORD_MAX = 12
 _PIECE = re.compile(r"[^\s/_,;-]*[\s/_,;-]*")
 """Of a name or a list: what a line may end with."""
 
+_MICROSECONDS = re.compile(r"(?<=:[0-9]{2})\.[0-9]{6}(?= UTC)")
+"""Of a moment: the first thing that a narrow terminal can do without."""
+
+_NOTHING = frozenset({"", "0", "0.00", "0 %"})
+
 
 class Listed(Table):
     """Knows which of its columns a narrow terminal can do without, the first to go first.
@@ -34,12 +39,14 @@ class Listed(Table):
     """
 
     drops: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
+    """Columns of ids, which are copied: they are never broken."""
 
     def without(self, dropped: Collection[str]) -> "Listed":
         """A copy that lacks these columns, and is set closer."""
         kept = [column for column in self.columns if column.header not in dropped]
         copy = plain(str(self.title or ""))
-        copy.drops, copy.padding = self.drops, CLOSE
+        copy.drops, copy.whole, copy.padding = self.drops, self.whole, CLOSE
         for column in kept:
             copy.add_column(
                 column.header,
@@ -48,22 +55,29 @@ class Listed(Table):
                 no_wrap=column.no_wrap,
             )
         for row, cells in zip(self.rows, zip(*(c.cells for c in kept), strict=True), strict=True):
-            copy.add_row(*cells, style=row.style, end_section=row.end_section)
+            brief = [_MICROSECONDS.sub("", c) if isinstance(c, str) else c for c in cells]
+            copy.add_row(*brief, style=row.style, end_section=row.end_section)
         return copy
 
 
 def plain(
-    title: str, *columns: str, right: Sequence[str] = (), drops: Sequence[str] = ()
+    title: str,
+    *columns: str,
+    right: Sequence[str] = (),
+    drops: Sequence[str] = (),
+    whole: Sequence[str] = (),
 ) -> Listed:
-    """Columns of `right` hold numbers. No title: an empty text."""
+    """Columns of `right` hold numbers, those of `whole` ids. No title: an empty text."""
     table = Listed(
         box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold"
     )
-    table.drops = tuple(drops)
+    table.drops, table.whole = tuple(drops), tuple(whole)
     for column in columns:
         number = column in right
         justify: JustifyMethod = "right" if number else "left"
-        table.add_column(column, justify=justify, overflow="fold", no_wrap=number)
+        table.add_column(
+            column, justify=justify, overflow="fold", no_wrap=number or column in whole
+        )
     return table
 
 
@@ -72,7 +86,7 @@ def fitted(table: Listed, console: Console, width: int) -> tuple[Listed, list[st
     if widest(table, console) <= width:
         return table, []
     table = table.without([str(c.header) for c in table.columns if not any(map(str, c.cells))])
-    drops = [name for name in table.drops if name in [c.header for c in table.columns]]
+    drops = _in_order(table)
     dropped: list[str] = []
     found = table
     while narrowest(found, console) > width and drops:
@@ -80,6 +94,14 @@ def fitted(table: Listed, console: Console, width: int) -> tuple[Listed, list[st
         found = table.without(dropped)
     _share(found, max(0, width - _frame(found, console)))
     return found, dropped
+
+
+def _in_order(table: Listed) -> list[str]:
+    """Of its columns that may go: those without an amount in them first."""
+    there = {str(c.header): c for c in table.columns}
+    drops = [name for name in table.drops if name in there]
+    zero = [n for n in drops if all(str(cell) in _NOTHING for cell in there[n].cells)]
+    return [*zero, *(name for name in drops if name not in zero)]
 
 
 def widest(table: Table, console: Console) -> int:

@@ -85,3 +85,13 @@ async def test_a_webhook_that_refuses_is_told_and_the_status_is_not_0(
     assert 1 == result.exit_code
     assert "500" in result.stdout
     assert "1 of 1 webhooks did not take it" in result.stderr
+
+
+async def test_a_dry_run_without_a_webhook_shows_what_one_would_be_sent(
+    ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with operating(ledger, tmp_path, monkeypatch) as running:
+        seen = await running.said("alerts", "test", "--dry-run")
+        assert '"alert.test"' in "".join(seen.split())
+        assert [] == (await running.json("alerts", "test", "--dry-run")).get("deliveries", [])
+        assert "no webhook is configured" in await running.refused("alerts", "test")

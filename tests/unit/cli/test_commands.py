@@ -70,6 +70,8 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (["account", "create", "key:x"], "neither org:NAME nor team:ORG/NAME"),
         (["budget", "set", "5", "--time-zone", "Mars/Base"], "is not known"),
         (["usage", "--since", "yesterday"], "is no date or time"),
+        (["usage", "--since", "2026-11-02", "--until", "2026-11-01"], "after --since 2026-11-02"),
+        (["keys", "rotate", "key:ci", "--overlap", "90d"], "--overlap 90d: at most 30d"),
         (["quota", "audit"], "database is not known here"),
         (["trace", "req_1"], "no traces are kept"),
         (["up", "--paid", "gratis"], "PAID=gratis is not known"),
@@ -96,6 +98,18 @@ def test_no_flag_has_a_negative_twin(ask, command: list[str]) -> None:
     assert "--no-" not in ask(*command, "--help").stdout.replace("--no-cache ", "")
 
 
+@pytest.mark.parametrize("wanted", ["req_0a1b", "0a1b"])
+def test_a_request_is_found_with_or_without_what_all_ids_begin_with(
+    ask, tmp_path: Path, wanted: str
+) -> None:
+    store = Store(tmp_path / "state" / "traces", 10)
+    store.add([request_span(1, 1, "req_0a1b")])
+    store.close()
+    result = ask("trace", wanted, "--json")
+    assert 0 == result.exit_code, result.output
+    assert "req_0a1b" in result.stdout
+
+
 def test_the_list_of_traces_tells_route_cost_and_outcome(ask, tmp_path: Path) -> None:
     store = Store(tmp_path / "state" / "traces", 10)
     told = {semconv.REQUEST_MODEL: "auto", semconv.PROVIDER: "local", semconv.RESPONSE_MODEL: "m"}
@@ -105,6 +119,21 @@ def test_the_list_of_traces_tells_route_cost_and_outcome(ask, tmp_path: Path) ->
     line = next(x for x in ask("trace").stdout.splitlines() if "req_1" in x)
     assert ["auto", "local/m", "local_first", "miss", "0.0000015"] == line.split()[3:8]
     assert 1_500 == json.loads(ask("trace", "--json").stdout)[0]["cost_nano_usd"]
+
+
+def test_the_list_of_traces_fits_a_narrow_terminal_with_ids_whole(
+    ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = "req_0192a3b4c5d67e8f9a0b1c2d3e4f5a6b"
+    store = Store(tmp_path / "state" / "traces", 10)
+    told = {semconv.REQUEST_MODEL: "auto", semconv.PROVIDER: "local", semconv.RESPONSE_MODEL: "m"}
+    cost = {semconv.COST_NANO_USD: 1_500, semconv.REASON: "local_first", semconv.CACHE: "miss"}
+    store.add([request_span(1, 1, identity, attributes=told | cost)])
+    store.close()
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = ask("trace").stdout.splitlines()
+    assert identity in "\n".join(lines)
+    assert [] == [line for line in lines if len(line.rstrip()) > 80 and "not shown" not in line]
 
 
 def test_a_second_up_says_what_differs(ask, tmp_path: Path, monkeypatch) -> None:

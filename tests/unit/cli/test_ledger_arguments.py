@@ -3,7 +3,7 @@
 import pytest
 
 from penstock.cli.errors import BAD_USAGE, CliError
-from penstock.cli.ledger_arguments import amount, moment, tags
+from penstock.cli.ledger_arguments import amount, moment, span, tags
 from penstock.cli.tables import BAR_CELLS, bar, per_cent
 
 
@@ -19,6 +19,12 @@ from penstock.cli.tables import BAR_CELLS, bar, per_cent
 )
 def test_an_amount_may_give_back(text: str, nano_usd: int) -> None:
     assert nano_usd == amount(text)
+
+
+def test_a_span_ends_after_it_begins() -> None:
+    assert (None, moment("2026-11-02", "")) == span(None, "2026-11-02")
+    with pytest.raises(CliError, match="--until 2026-11-01 does not lie after --since 2026-11-01"):
+        span("2026-11-01", "2026-11-01")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 
 from penstock.cli.errors import CliError
 from penstock.cli.limit_arguments import meant, new_name, percents, scope, setting_id
+from penstock.cli.names import Named
 from penstock.quota.v1 import admin_pb2
 
 ALL = admin_pb2.Budget(id="budget_1", name="month")
@@ -29,9 +30,10 @@ def test_two_of_the_same_scope_want_a_name() -> None:
 
 def test_a_new_name_tells_what_it_is_for() -> None:
     narrow = scope(["openai"], ["gpt-4o*"], ["job=Nightly"])
-    assert "day-openai-gpt-4o-job-nightly" == new_name("day", narrow)
-    assert "day" == new_name("day", None)
-    assert 64 >= len(new_name("day", scope(["x" * 100], None, None)))
+    assert "day-openai-gpt-4o-job-nightly" == new_name("day", narrow, ())
+    assert "day" == new_name("day", None, {"month"})
+    assert 64 >= len(new_name("day", scope(["x" * 100], None, None), ()))
+    assert "day-2" == new_name("day", None, {"day"})
 
 
 @pytest.mark.parametrize("text", ["", "0,50", "50,50", "80,50", "101", "1.5", "-1", "50,", "a"])
@@ -49,7 +51,8 @@ def test_per_cents_are_at_most_eight() -> None:
 def test_an_id_or_a_name_means_one() -> None:
     other = admin_pb2.Budget(id="budget_5", name="month", account_id="org_1")
     assert "budget_1" == setting_id([ALL, other], "budget_1", "budget")
-    with pytest.raises(CliError, match="budget_1, budget_5; write its id, or say --account"):
-        setting_id([ALL, other], "month", "budget")
-    with pytest.raises(CliError, match="there is no budget 'nothing'"):
-        setting_id([ALL], "nothing", "budget")
+    known = [Named("org", "org_1", "acme")]
+    with pytest.raises(CliError, match=r"budget_5 \(of org:acme\); write its id, or say --account"):
+        setting_id([ALL, other], "month", "budget", known)
+    with pytest.raises(CliError, match=r"no budget 'nothing'; there are: month \(budget_1\)$"):
+        setting_id([ALL, CLOSED], "nothing", "budget")

@@ -55,6 +55,29 @@ def test_a_column_that_says_nothing_is_the_first_to_go_and_is_not_missed() -> No
     assert (["name", "USD"], []) == ([str(c.header) for c in found.columns], dropped)
 
 
+def test_what_is_all_zero_goes_before_what_is_not() -> None:
+    numbers = ("used", "held", "suspense")
+    table = plain("", "name", *numbers, right=numbers, drops=numbers)
+    table.add_row("a-budget", "10 %", "0.00", "1.00")
+    table.add_row("another", "20 %", "0.00", "0.00")
+    width = narrowest(table, CONSOLE)
+    assert ["held"] == fitted(table, CONSOLE, width - 8)[1]
+    assert ["held", "used"] == fitted(table, CONSOLE, width - 16)[1]
+
+
+def test_an_id_is_never_broken_and_a_moment_loses_its_microseconds() -> None:
+    table = plain("", "at", "request", "what", drops=("what",), whole=("request",))
+    identity = "req_0192-aaaa-bbbb-cccc-0123456789ab"
+    table.add_row("2026-11-24 19:38:12.123456 UTC", identity, "settled " * 10)
+    found, dropped = fitted(table, CONSOLE, 66)
+    console = Console(file=io.StringIO(), width=1_000)
+    with console.capture() as said:
+        console.print(found)
+    assert ([], True) == (dropped, identity in said.get())
+    assert ".123456" not in said.get()
+    assert identity in str([str(cell) for cell in fitted(table, CONSOLE, 20)[0].columns[1].cells])
+
+
 def test_where_even_the_last_columns_do_not_fit_it_is_wider_than_the_terminal() -> None:
     lines, dropped = drawn(10)
     assert ["why", "id"] == dropped

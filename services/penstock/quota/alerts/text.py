@@ -18,7 +18,9 @@ def message(alert: Alert) -> str:
     except (KeyError, TypeError, ValueError):
         text = ""
     text = text or f"{who} has an alert of kind {alert.kind}: see `penstock alerts list --json`"
-    return text[0].upper() + text[1:]
+    # A provider's name is written as it is.
+    provider = str(alert.detail.get("provider", ""))
+    return text if provider and text.startswith(provider) else text[0].upper() + text[1:]
 
 
 def _threshold(who: str, d: Detail) -> str:
@@ -27,8 +29,8 @@ def _threshold(who: str, d: Detail) -> str:
     if int(d["percent"]) >= 100:
         until = "" if d["window"] == "total" else "the window ends or "
         return (
-            f"{who} has used up {budget}, {numbers}: requests are refused until {until}"
-            "`penstock budget set` raises the limit"
+            f"{who} has used up {budget}, {numbers}: requests that it covers are refused until"
+            f" {until}`penstock budget set` raises the limit"
         )
     return (
         f"{who} has used {int(d['percent'])} % of {budget}, {numbers}: raise the limit with"

@@ -55,7 +55,7 @@ def test_every_kind_has_words_of_its_own() -> None:
         ("overage", ["1.000000005 USD", "held 1.00 USD", "0.000000005 USD more", "0192"]),
         ("late_settle", ["1.00 USD after the hold", "0192"]),
         ("suspense_old", ["3.00 USD in suspense", "24 hours", "2 abandoned attempts", "openai"]),
-        ("drift", ["Openai reports 12.00 USD", "2.00 USD more", "10.00 USD", "gpt-4o-mini"]),
+        ("drift", ["openai reports 12.00 USD", "2.00 USD more", "10.00 USD", "gpt-4o-mini"]),
         ("grant_expiring", ["5.00 of 18.00 USD", '"trial"', "2026-11-18 00:00 UTC"]),
     ],
 )
@@ -67,7 +67,8 @@ def test_a_text_names_who_how_much_and_what_to_do(kind: str, words: list[str]) -
 
 def test_a_full_budget_refuses_until_its_window_ends_if_it_ever_does() -> None:
     month = _text("budget_threshold", percent=100, spent_nano_usd=100 * USD)
-    assert "refused until the window ends or `penstock budget set` raises the limit" in month
+    covered = "requests that it covers are refused until"
+    assert f"{covered} the window ends or `penstock budget set` raises the limit" in month
     total = _text("budget_threshold", percent=100, spent_nano_usd=100 * USD, window="total")
     assert "refused until `penstock budget set` raises the limit" in total
 

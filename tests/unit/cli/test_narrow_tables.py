@@ -1,0 +1,111 @@
+"""The widest lists on a terminal of 80 columns: they fit, ids are whole, money is not hidden."""
+
+import io
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+
+from penstock.cli.account_tables import budgets_table, grants_table
+from penstock.cli.balance_tables import balance_views
+from penstock.cli.entry_table import entries_table
+from penstock.cli.ledger_tables import usage_table
+from penstock.cli.tables import Listed, fitted
+from penstock.quota.v1 import admin_pb2, quota_pb2
+
+COLUMNS = 80
+AT = Timestamp(seconds=1_795_000_000, nanos=123_456_000)
+REQUEST = "req_0192a3b4c5d67e8f9a0b1c2d3e4f5a6b"
+RESERVATION = "0192a3b4-c5d6-7e8f-9a0b-1c2d3e4f5a6b"
+LONG = "continuous-integration-of-everything"
+MONEY = {"posted_nano_usd": 1_234_567_891, "held_nano_usd": 2 * 10**9}
+SUSPENSE = 87_654_321
+
+
+def drawn(table: object) -> tuple[str, list[str]]:
+    assert isinstance(table, Listed)
+    found, dropped = fitted(table, Console(file=io.StringIO(), width=1_000), COLUMNS)
+    console = Console(file=io.StringIO(), width=1_000)
+    with console.capture() as said:
+        console.print(found)
+    text = said.get()
+    assert max(cell_len(line.rstrip()) for line in text.splitlines()) <= COLUMNS
+    return text, dropped
+
+
+def test_entries_keep_the_id_of_their_request() -> None:
+    settled = quota_pb2.Entry(
+        id=123_456, at=AT, operation="late_settle", account_id="key_3", request_id=REQUEST,
+        attempt=2, reservation_id=RESERVATION, provider="openai", model="gpt-4o-mini-2024-07-18",
+        posted_nano_usd=1_234_567_891, held_delta_nano_usd=-(10**9), prompt_tokens=1_000,
+        completion_tokens=200, outcome="ok", late=True, user="ada", tags={"job": "nightly"},
+    )  # fmt: skip
+    text, dropped = drawn(entries_table([settled], []))
+    assert f"{REQUEST} #2" in text
+    assert "1.234567891" in text
+    assert ".123456" not in text
+    assert "reservation" == dropped[0]
+    assert "suspense" not in dropped
+
+
+def test_use_is_told_by_key_in_usd() -> None:
+    row = admin_pb2.UsageRow(
+        key_id="key_3", provider="openai", model="gpt-4o-mini-2024-07-18", attempts=123_456,
+        prompt_tokens=123_456_789, completion_tokens=98_765_432, posted_nano_usd=123_456_789_012,
+        estimated_nano_usd=12_345_678_901,
+    )  # fmt: skip
+    text, dropped = drawn(usage_table([row], []))
+    assert "123.456789012" in text
+    assert "12.345678901" in text
+    assert "nano-USD" == dropped[0]
+
+
+def budget_balances() -> Table:
+    one = quota_pb2.BudgetBalance(
+        name="month-openai", account_id="key_3", window="month", limit_nano_usd=12_345_678_901_234,
+        suspense_nano_usd=SUSPENSE, remaining_nano_usd=9 * 10**12, soft_percents=[50, 80, 100],
+        providers=["openai"], resets_at=AT, **MONEY,
+    )  # fmt: skip
+    return table_of(quota_pb2.Balance(budgets=[one]))
+
+
+def grant_balances() -> Table:
+    one = quota_pb2.GrantBalance(
+        name=LONG, grant_id="grant_3", account_id="key_3", amount_nano_usd=2_500_123_456_789,
+        suspense_nano_usd=SUSPENSE, lapsed_nano_usd=5 * 10**8, remaining_nano_usd=10**12,
+        starts_at=AT, expires_at=AT, **MONEY,
+    )  # fmt: skip
+    return table_of(quota_pb2.Balance(grants=[one]))
+
+
+def table_of(balance: quota_pb2.Balance) -> Table:
+    (table,) = balance_views(balance, [])
+    assert isinstance(table, Table)
+    return table
+
+
+def budgets() -> Table:
+    one = admin_pb2.Budget(
+        id="budget_3", name="month-openai", account_id="key_3", time_zone="Europe/Berlin",
+        window=admin_pb2.Budget.WINDOW_MONTH, limit_nano_usd=12_345_678_901_234,
+        suspense_nano_usd=SUSPENSE, soft_percents=[50, 80, 100], resets_at=AT, **MONEY,
+    )  # fmt: skip
+    return budgets_table([one], [])
+
+
+def grants() -> Table:
+    one = admin_pb2.Grant(
+        id="grant_3", name=LONG, grant_key="welcome", account_id="key_3",
+        amount_nano_usd=2_500_123_456_789, suspense_nano_usd=SUSPENSE, lapsed_nano_usd=5 * 10**8,
+        starts_at=AT, expires_at=AT, **MONEY,
+    )  # fmt: skip
+    return grants_table([one], [])
+
+
+@pytest.mark.parametrize("table", [budget_balances, grant_balances, budgets, grants])
+def test_money_that_waits_or_lapsed_is_not_hidden(table) -> None:  # type: ignore[no-untyped-def]
+    text, dropped = drawn(table())
+    assert [] == [name for name in ("held", "suspense", "lapsed") if name in dropped]
+    assert "0.087654321" in text
