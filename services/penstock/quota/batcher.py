@@ -24,6 +24,11 @@ logger = logging.getLogger(__name__)
 
 BATCHES_MAX = 4
 """In flight: while one is being committed, the next are applied."""
+BESIDE_OPERATIONS_MIN = 128
+"""So many wait for a batch beside those in flight. A batch costs PostgreSQL more than a hundred
+operations do: fewer wait for the next."""
+BESIDE_SECONDS = 0.01
+"""Or they wait for so long: the one in flight may be stuck."""
 BATCH_OPERATIONS_MAX = 512
 """A larger batch holds its locks longer than it saves in commits."""
 ORGANISATION_OPERATIONS_MAX = 16_384
@@ -109,6 +114,7 @@ class Batcher:
         """What the next batch is taken from, who waits longest first."""
         self._waiting = 0
         self._batches = 0
+        self._start_late: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._apart_until: dict[int, float] = {}
         self._apart_room = asyncio.Semaphore(APART_MAX)
@@ -187,6 +193,18 @@ class Batcher:
         self._apart_until[org_id] = now + APART_SECONDS
 
     def _start(self) -> None:
+        """One more batch, of what is ready, where there is none or where it is worth it."""
+        if not self._ready or self._batches >= BATCHES_MAX:
+            return
+        if self._batches == 0 or self._waiting >= BESIDE_OPERATIONS_MIN:
+            self._batches += 1
+            self._spawn(self._run())
+        elif self._start_late is None:
+            loop = asyncio.get_running_loop()
+            self._start_late = loop.call_later(BESIDE_SECONDS, self._start_beside)
+
+    def _start_beside(self) -> None:
+        self._start_late = None
         if self._ready and self._batches < BATCHES_MAX:
             self._batches += 1
             self._spawn(self._run())
@@ -202,6 +220,9 @@ class Batcher:
             batch = _Batch()
             while self._ready and len(batch.waiting) < BATCH_OPERATIONS_MAX:
                 self._take(self._ready.popleft(), batch)
+            if self._start_late is not None:
+                self._start_late.cancel()
+                self._start_late = None
             self._start()  # the next one, of what is left
             await self._apply(batch)
         self._batches -= 1
