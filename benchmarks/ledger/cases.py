@@ -19,6 +19,7 @@ from benchmarks.ledger.house import (
     QuotaProcesses,
     add_accounts,
     add_pool,
+    checkpoint,
     new_ledger,
     postgres_cpu_seconds,
     quota_processes,
@@ -32,9 +33,13 @@ OF_SQL_GOAL = 0.7
 OF_BATCHED_GOAL = 0.8
 P99_GOAL_SECONDS = 0.010
 STREAMS = 4
+"""Of each quota process: as many keep it busy."""
 SQL_CONNECTIONS = (1, 2, 4)
 SQL_BATCHES = (256, 512)
 HOT_POOL_PROCESSES = 4
+P99_GOAL_SHARE = 1 / 2
+LATENCY_SHARES = {"an eighth": 1 / 8, "a quarter": 1 / 4, "half": 1 / 2}
+"""Of the most that the stream does."""
 LATENCY_SECONDS = 4.0
 WARM_UP_PAIRS = 2_000
 
@@ -65,6 +70,7 @@ async def _sql_alone(bench: Bench) -> list[Figure]:
     found = {}
     for batch in SQL_BATCHES:
         for connections in SQL_CONNECTIONS:
+            await checkpoint(bench.server)
             found[connections, batch] = await sql_alone.pairs_per_second(
                 dsn, keys, connections=connections, batch=batch, pairs=bench.pairs
             )
@@ -94,18 +100,25 @@ async def _batched(bench: Bench) -> list[Figure]:
 async def _latency(bench: Bench) -> list[Figure]:
     dsn = await new_ledger(bench.server)
     keys = await add_accounts(dsn)
-    rate = bench.batched / 2
+    figures = []
     async with quota_processes(dsn, 1, bench.folder) as quota:
-        load = _load(quota, keys, WARM_UP_PAIRS, PROVIDER, rate)
-        await _apart(generator.open_loop, load)
-        load = _load(quota, keys, int(rate * LATENCY_SECONDS), PROVIDER, rate)
-        told = await _apart(generator.open_loop, load)
-    latencies = sorted(told.latencies_seconds)
-    p50, p99 = (latencies[int(len(latencies) * share)] for share in (0.50, 0.99))
-    value = f"p50 {p50 * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms"
-    goal = f"p99 ≤ {P99_GOAL_SECONDS * 1000:.0f} ms"
-    what = f"latency of an operation at half of that ({_rate(rate)})"
-    return [Figure(what, value, goal, p99 <= P99_GOAL_SECONDS)]
+        for name, share in LATENCY_SHARES.items():
+            rate = bench.batched * share
+            load = _load(quota, keys, WARM_UP_PAIRS, PROVIDER, rate)
+            await _apart(generator.open_loop, load)
+            await checkpoint(bench.server)
+            load = _load(quota, keys, int(rate * LATENCY_SECONDS), PROVIDER, rate)
+            told = await _apart(generator.open_loop, load)
+            latencies = sorted(told.latencies_seconds)
+            p50, p99 = (latencies[int(len(latencies) * share)] for share in (0.50, 0.99))
+            what = f"latency of an operation at {name} of that ({_rate(rate)})"
+            value = f"p50 {p50 * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms"
+            if share == P99_GOAL_SHARE:
+                goal = f"p99 ≤ {P99_GOAL_SECONDS * 1000:.0f} ms"
+                figures.append(Figure(what, value, goal, p99 <= P99_GOAL_SECONDS))
+            else:
+                figures.append(Figure(what, value))
+    return figures
 
 
 async def _hot_key(bench: Bench) -> list[Figure]:
@@ -182,6 +195,7 @@ async def _measure(
 ) -> _Run:
     async with quota_processes(dsn, processes, bench.folder) as quota:
         await _apart(generator.closed_loop, _load(quota, keys, WARM_UP_PAIRS, provider))
+        await checkpoint(bench.server)
         before = postgres_cpu_seconds(bench.server), quota.cpu_seconds()
         told = await _apart(generator.closed_loop, _load(quota, keys, bench.pairs, provider))
         after = postgres_cpu_seconds(bench.server), quota.cpu_seconds()
@@ -193,7 +207,7 @@ async def _measure(
 def _load(
     quota: QuotaProcesses, keys: Sequence[int], pairs: int, provider: str, rate: float = 0.0
 ) -> Load:
-    streams = max(STREAMS, len(quota.addresses))
+    streams = STREAMS * len(quota.addresses)
     return Load(quota.addresses, quota.token, streams, keys, pairs, provider, rate)
 
 

@@ -21,8 +21,18 @@ async def scans_of_operations(connection: asyncpg.Connection, key_ids: Sequence[
     the database alone meanwhile.
     """
     before = await _scans(connection)
-    await _apply_all(connection, key_ids)
+    await apply_each_operation(connection, key_ids)
     return _more(before, await _scans(connection))
+
+
+async def rows_read_by_operations(
+    connection: asyncpg.Connection, key_ids: Sequence[int]
+) -> dict[str, int]:
+    """By index, the rows that one batch of each operation on each key read through it."""
+    before = await _rows_read(connection)
+    await apply_each_operation(connection, key_ids)
+    after = await _rows_read(connection)
+    return {index: rows - before[index] for index, rows in after.items()}
 
 
 async def scans_while(connection: asyncpg.Connection, statement: str) -> list[str]:
@@ -59,7 +69,8 @@ async def scans_of_reads(connection: asyncpg.Connection) -> dict[str, list[str]]
     return found
 
 
-async def _apply_all(connection: asyncpg.Connection, key_ids: Sequence[int]) -> None:
+async def apply_each_operation(connection: asyncpg.Connection, key_ids: Sequence[int]) -> None:
+    """A batch of reserves, one of extends, one of settles, one of voids."""
     ids = [uuid7() for _ in key_ids]
     voided = [uuid7() for _ in key_ids]
     reserves = [
@@ -92,10 +103,19 @@ def _more(before: dict[str, int], after: dict[str, int]) -> list[str]:
 
 
 async def _scans(connection: asyncpg.Connection) -> dict[str, int]:
+    return await _counters(connection, "SELECT relname, seq_scan FROM pg_stat_user_tables")
+
+
+async def _rows_read(connection: asyncpg.Connection) -> dict[str, int]:
+    return await _counters(
+        connection, "SELECT indexrelname, idx_tup_read FROM pg_stat_user_indexes"
+    )
+
+
+async def _counters(connection: asyncpg.Connection, query: str) -> dict[str, int]:
     await connection.execute("SELECT pg_stat_force_next_flush()")
     await connection.execute("SELECT pg_stat_clear_snapshot()")
-    rows = await connection.fetch("SELECT relname, seq_scan FROM pg_stat_user_tables")
-    return {row["relname"]: row["seq_scan"] for row in rows}
+    return dict((await connection.fetch(query)))
 
 
 def _sequential(plan: dict[str, Any]) -> set[str]:

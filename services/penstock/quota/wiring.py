@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import grpc
 
+from penstock.core import errors
 from penstock.core.clock import Clock, SystemClock
 from penstock.core.health import Health
 from penstock.core.server import DRAIN_SECONDS, Server
@@ -14,7 +15,7 @@ from penstock.core.telemetry_server import TraceInterceptor
 from penstock.quota.admin_service import AdminParts, AdminService
 from penstock.quota.alerts.parts import alerts_of
 from penstock.quota.balances import Balances
-from penstock.quota.batcher import Batcher
+from penstock.quota.batcher import BATCHES_MAX, Batcher
 from penstock.quota.config import QuotaConfig
 from penstock.quota.entries import Entries
 from penstock.quota.key_watch import KeyWatch
@@ -97,7 +98,7 @@ class Quota:
         await self._health.set(SERVING, ok=True)
         self._alerts.start()
         self._tasks = [
-            asyncio.create_task(self._check_database()),
+            asyncio.create_task(self._check_database(ledger)),
             asyncio.create_task(watch.run()),
             asyncio.create_task(sweep_for_ever(ledger)),
         ]
@@ -121,10 +122,13 @@ class Quota:
                 await task
         await self._database.close()
 
-    async def _check_database(self) -> None:
+    async def _check_database(self, ledger: LedgerStore) -> None:
         was: bool | None = None
         while True:
             ok = await self._database.is_current()
+            if ok and not was:
+                with suppress(errors.Unavailable):  # the next check tells
+                    await ledger.warm(BATCHES_MAX)
             if ok is not was:
                 logger.info("the ledger's database is %s", "ready" if ok else "not ready")
                 await self._health.set(DATABASE, ok=ok)

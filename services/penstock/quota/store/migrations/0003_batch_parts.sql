@@ -1,6 +1,6 @@
 -- What a batch asks: its operations, where their money comes from, who has abandoned holds there, what
 -- a refusal tells. What is called in each batch is PL/pgSQL: its plans are kept, those of SQL functions
--- are not.
+-- are not. Why OFFSET 0: see apply_batch.
 
 -- One operation of a batch, as the service sends it. Each id is in a batch at most once.
 CREATE TYPE ledger_operation AS (
@@ -69,8 +69,10 @@ BEGIN
                     coalesce(x.provider, o.provider) AS provider,
                     coalesce(x.model, o.model) AS model, coalesce(x.tags, o.tags) AS tags
                 FROM unnest(operations) AS o
-                LEFT JOIN reservations x
-                    ON x.id = CASE o.op WHEN 'extend' THEN o.id END AND x.state = 'held'
+                LEFT JOIN LATERAL (
+                    SELECT * FROM reservations
+                    WHERE id = CASE o.op WHEN 'extend' THEN o.id END OFFSET 0
+                ) AS x ON x.state = 'held'
             ) AS d
         ),
         paths AS MATERIALIZED (
@@ -113,7 +115,8 @@ BEGIN
                 bool_or(x.unit = 'nano_usd' AND l.level < 4) AS pays
             FROM (VALUES (1, d.org_id), (2, d.team_id), (3, d.key_id), (4, d.pool_id))
                 AS l (level, account_id)
-            JOIN budgets x ON x.account_id = l.account_id
+            CROSS JOIN LATERAL (
+                SELECT * FROM budgets WHERE account_id = l.account_id OFFSET 0) AS x
             LEFT JOIN buckets b
                 ON b.budget_id = x.id AND b.window_key = window_key(x.kind, x.time_zone, at)
             WHERE x.closed_at IS NULL
@@ -126,9 +129,11 @@ BEGIN
                 array_agg(b.id ORDER BY g.expires_at, g.id) FILTER (WHERE l.side = 1) AS credit_ids
             FROM (VALUES (0, d.org_id), (0, d.team_id), (0, d.key_id), (1, d.pool_id))
                 AS l (side, account_id)
-            JOIN grants g ON g.account_id = l.account_id
-            JOIN buckets b ON b.grant_id = g.id
-            WHERE d.pool <> 'cache' AND g.starts_at <= at AND at < g.expires_at
+            CROSS JOIN LATERAL (
+                SELECT * FROM grants
+                WHERE account_id = l.account_id AND at < expires_at OFFSET 0) AS g
+            CROSS JOIN LATERAL (SELECT * FROM buckets WHERE grant_id = g.id OFFSET 0) AS b
+            WHERE d.pool <> 'cache' AND g.starts_at <= at
                 AND b.posted + b.lapsed < g.amount
                 AND (g.commercial_use OR l.side = 1 OR NOT d.commercial)
                 AND applies(g.providers, g.models, g.tags, d.provider, d.model, d.tags)

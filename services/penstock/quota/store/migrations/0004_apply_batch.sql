@@ -19,7 +19,8 @@ RETURNS SETOF ledger_verdict
 LANGUAGE plpgsql VOLATILE
 -- Of what it calls, too. Making a plan takes longer than a small batch does, and plans outlive the
 -- empty tables that they were made for: whatever the sizes, what is looked up is looked up by an index,
--- in the order in which it is written.
+-- in the order in which it is written. OFFSET 0, and in an update `x = ANY (ARRAY[y])`, leave PostgreSQL
+-- no other way: while a table is small, to read all of an index looks as good.
 SET plan_cache_mode = force_generic_plan
 SET join_collapse_limit = 1
 SET from_collapse_limit = 1
@@ -36,7 +37,7 @@ DECLARE
     epoch_now integer := current_epoch();
     -- An id from further ahead than a day is no clock's error.
     ahead_ms constant bigint := 86400000;
-    waited_min constant interval := '50 ms';
+    waited_min constant interval := '250 ms';
     -- Each look at what is touched finds what the one before did not know: soon there is no more.
     looks_max constant integer := 20;
     looks integer := 0;
@@ -142,7 +143,8 @@ BEGIN
                 FROM unnest(path.routes) AS u
                 UNION
                 SELECT unnest(u.bucket_ids || u.slice_ids)
-                FROM unnest(ids) AS i (id) JOIN reservations u ON u.id = i.id
+                FROM unnest(ids) AS i (id), LATERAL (
+                    SELECT bucket_ids, slice_ids FROM reservations WHERE id = i.id OFFSET 0) AS u
             ))
             ORDER BY id FOR NO KEY UPDATE
         ) AS b
@@ -426,7 +428,7 @@ BEGIN
 
     UPDATE buckets AS b SET posted = u.posted, held = u.held, suspense = u.suspense
     FROM unnest(b_ids, b_posted, b_held, b_suspense) AS u (id, posted, held, suspense)
-    WHERE b.id = u.id
+    WHERE b.id = ANY (ARRAY[u.id])
         AND (b.posted, b.held, b.suspense) IS DISTINCT FROM (u.posted, u.held, u.suspense);
 
     -- A new id that another transaction took meanwhile is a unique violation: the batch starts again
@@ -464,7 +466,7 @@ BEGIN
         completion_tokens = u.completion_tokens, reasoning_tokens = u.reasoning_tokens,
         estimated = coalesce(u.estimated, false), outcome = u.outcome, trace_id = u.trace_id
     FROM unnest(steps) AS s, LATERAL (SELECT (operations[s.n]).*) AS u
-    WHERE x.id = s.id AND s.state IS NOT NULL;
+    WHERE x.id = ANY (ARRAY[s.id]) AND s.state IS NOT NULL;
 
     IF extended THEN
         UPDATE reservations AS x SET
@@ -476,7 +478,7 @@ BEGIN
             slice_amounts = x.slice_amounts || (slices[u.n]).amounts,
             slice_sides = x.slice_sides || (slices[u.n]).sides
         FROM unnest(operations) AS u
-        WHERE u.op = 'extend' AND reasons[u.n] IS NULL AND x.id = u.id;
+        WHERE u.op = 'extend' AND reasons[u.n] IS NULL AND x.id = ANY (ARRAY[u.id]);
     END IF;
 
     INSERT INTO entries (

@@ -45,7 +45,7 @@ CREATE TABLE reconciled_attempts (
 -- Attempts lie in the order in which they were made, so a day of them is a stretch of pages; and this
 -- costs the hot path next to nothing.
 CREATE INDEX reservations_days ON reservations
-USING brin (created_at, resolved_at) WITH (pages_per_range = 32, autosummarize = on);
+USING brin (created_at, resolved_at) WITH (pages_per_range = 32);
 
 -- gpt-4o-mini-2024-07-18 is billed where gpt-4o-mini was asked for.
 CREATE FUNCTION model_base(model text) RETURNS text
