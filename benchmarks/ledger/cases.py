@@ -93,7 +93,7 @@ async def _batched(bench: Bench) -> list[Figure]:
         ok = ok or of_sql >= OF_SQL_GOAL
         figures = [Figure("… of the SQL function alone", f"{of_sql:.0%}")]
     name = f"reserve + settle, one quota process, {STREAMS} streams"
-    cpu = Figure("… CPU time of a pair: PostgreSQL, quota, load generator", run.cpu)
+    cpu = Figure("… CPU time of a pair: PostgreSQL + quota + load generator", run.cpu)
     return [Figure(name, _rate(bench.batched), goal, ok), *figures, cpu]
 
 
@@ -106,13 +106,13 @@ async def _latency(bench: Bench) -> list[Figure]:
             rate = bench.batched * share
             load = _load(quota, keys, WARM_UP_PAIRS, PROVIDER, rate)
             await _apart(generator.open_loop, load)
-            await checkpoint(bench.server)
             load = _load(quota, keys, int(rate * LATENCY_SECONDS), PROVIDER, rate)
-            told = await _apart(generator.open_loop, load)
+            told, cpu = await _watched(bench, quota, generator.open_loop, load)
             latencies = sorted(told.latencies_seconds)
-            p50, p99 = (latencies[int(len(latencies) * share)] for share in (0.50, 0.99))
+            p50, p99 = (latencies[int(len(latencies) * part)] for part in (0.50, 0.99))
             what = f"latency of an operation at {name} of that ({_rate(rate)})"
-            value = f"p50 {p50 * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms"
+            cores = " + ".join(f"{seconds / told.seconds:.1f}" for seconds in cpu)
+            value = f"p50 {p50 * 1000:.1f} ms, p99 {p99 * 1000:.1f} ms ({cores} cores)"
             if share == P99_GOAL_SHARE:
                 goal = f"p99 ≤ {P99_GOAL_SECONDS * 1000:.0f} ms"
                 figures.append(Figure(what, value, goal, p99 <= P99_GOAL_SECONDS))
@@ -195,13 +195,21 @@ async def _measure(
 ) -> _Run:
     async with quota_processes(dsn, processes, bench.folder) as quota:
         await _apart(generator.closed_loop, _load(quota, keys, WARM_UP_PAIRS, provider))
-        await checkpoint(bench.server)
-        before = postgres_cpu_seconds(bench.server), quota.cpu_seconds()
-        told = await _apart(generator.closed_loop, _load(quota, keys, bench.pairs, provider))
-        after = postgres_cpu_seconds(bench.server), quota.cpu_seconds()
-    spent = [after[0] - before[0], after[1] - before[1], told.cpu_seconds]
-    cpu = " + ".join(f"{seconds / told.pairs * 1e6:.0f}" for seconds in spent)
-    return _Run(told.pairs / told.seconds, f"{cpu} µs")
+        load = _load(quota, keys, bench.pairs, provider)
+        told, cpu = await _watched(bench, quota, generator.closed_loop, load)
+    micros = " + ".join(f"{seconds / told.pairs * 1e6:.0f}" for seconds in cpu)
+    return _Run(told.pairs / told.seconds, f"{micros} µs")
+
+
+async def _watched(
+    bench: Bench, quota: QuotaProcesses, measure: Callable[[Load], Told], load: Load
+) -> tuple[Told, tuple[float, float, float]]:
+    """With the CPU seconds of PostgreSQL, the quota processes and the load generator."""
+    await checkpoint(bench.server)
+    before = postgres_cpu_seconds(bench.server), quota.cpu_seconds()
+    told = await _apart(measure, load)
+    after = postgres_cpu_seconds(bench.server), quota.cpu_seconds()
+    return told, (after[0] - before[0], after[1] - before[1], told.cpu_seconds)
 
 
 def _load(

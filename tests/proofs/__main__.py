@@ -19,9 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from proofs import between, kills, page, race, simulation
+from proofs import ROOT, between, kills, page, race, simulation
 
-ROOT = Path(__file__).parents[2]
 QUOTA = "tests/integration/quota/"
 SCENARIOS = tuple(
     f"{QUOTA}test_{name}.py"
@@ -204,9 +203,8 @@ def _between(per_gap: int, seed: int, progress: Progress) -> Row:
 
 def _kills(count: int, seed: int, progress: Progress) -> Row:
     task = progress.add_task("5 kill -9", total=count)
-    on_kill: Callable[[str], None] = lambda _: progress.advance(task)  # noqa: E731
     began = time.monotonic()
-    result = kills.run(count, seed, on_kill)
+    result = kills.run(count, seed, lambda _: progress.advance(task))
     each = ", ".join(f"{n} of {what}" for what, n in result.kills.items())
     return Row(
         "5 kill -9, then audit",

@@ -63,8 +63,8 @@ class Process:
     async def apply(self, batch: Sequence[Timed]) -> list[Outcome]:
         return await self._turn(lambda: self.store.apply(batch), batch)
 
-    async def org_ids(self, *ids: Sequence[Any]) -> Any:
-        return await self._turn(lambda: self.store.org_ids(*ids), ())
+    async def org_ids(self, key_ids: Sequence[int]) -> dict[int, int]:
+        return await self._turn(lambda: self.store.org_ids(key_ids), ())
 
     async def _turn(self, work: Callable[[], Awaitable[Any]], batch: Sequence[Timed]) -> Any:
         turn = Turn(self, work, batch)

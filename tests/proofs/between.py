@@ -42,10 +42,10 @@ from proofs.between_acts import (
     some_act,
     some_batch,
 )
-from proofs.databases import clocked_database, private_server
+from proofs.servers import private_server
 from support import worlds
 from support.auditor import Auditor, Verdict
-from support.ledger import Ledger
+from support.ledger import Ledger, clocked_database
 from support.verdicts import differ
 
 PUT_OFF = "ABANDONED_HOLDS"
@@ -110,11 +110,7 @@ async def opened(server: PrivateServer) -> AsyncIterator[House]:
             dsn,
             min_size=1,
             max_size=1,
-            server_settings={
-                "application_name": name,
-                "lock_timeout": str(LOCK_TIMEOUT_MS),
-                "search_path": gates.SEARCH_PATH if name == gates.GATED else "public",
-            },
+            server_settings={"application_name": name, "lock_timeout": str(LOCK_TIMEOUT_MS)},
         )
         ledger = Ledger.over(dsn, Database(pool))
         ledgers.append(ledger)
@@ -282,9 +278,8 @@ async def run_cases(server: PrivateServer, plan: Plan, on_gap: Callable[[], None
 
 async def _audit(house: House, result: Result) -> None:
     report = await audit_dsn(house.ledger.dsn)
-    findings = [finding for check in report.checks for finding in check.findings]
     first = 1_001 + result.cases
-    result.failures |= {-n: f"audit: {finding}" for n, finding in enumerate(findings, first)}
+    result.failures |= {-n: f"audit: {finding}" for n, finding in enumerate(report.findings, first)}
 
 
 async def _stand_at(house: House, plan: Plan, place: int, result: Result) -> None:

@@ -198,9 +198,9 @@ def _limit(place: Place) -> Act:
     budget = _some_budget(place)
     limit = place.rng.choice([0, 2, 50, 250, None])
     wish = BudgetWish(
-        account_kind=place.world.accounts[budget.account_id].kind,  # type: ignore[arg-type]
+        account_kind=place.world.accounts[budget.account_id].kind,
         account_id=budget.account_id,
-        unit=budget.unit,  # type: ignore[arg-type]
+        unit=budget.unit,
         window=None,
         name=f"b-{budget.id}",
         time_zone=None,

@@ -13,16 +13,11 @@ import asyncpg
 
 GATED = "proof-gated"
 """The application_name of sessions that gates stop; others pass."""
-SEARCH_PATH = "public, pg_catalog"
-"""Of gated sessions: so they take the clock of `_GATE` for the real one."""
 LOCK = 715_827_882
 """Of PostgreSQL's advisory locks: who has it keeps the gate closed."""
 _GATE = f"""
     CREATE TABLE proof_gap (name text);
     INSERT INTO proof_gap VALUES ('');
-    -- To the ledger it took no time to stand at a gate: else it looks again at what it has seen.
-    CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz
-    LANGUAGE sql STABLE AS 'SELECT transaction_timestamp()';
     CREATE FUNCTION proof_gate(gap text) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
     BEGIN
         IF current_setting('application_name') = '{GATED}'

@@ -22,8 +22,8 @@ import asyncpg
 
 from penstock.core.postgres_server import PrivateServer
 from penstock.quota.audit import audit_dsn
-from proofs.databases import private_server
 from proofs.processes import Child, ClientChild, QuotaChild, client_child, quota_child
+from proofs.servers import private_server
 from support.ledger import Ledger, migrated_database
 
 VICTIMS = ("router", "quota", "postgres")

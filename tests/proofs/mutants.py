@@ -27,31 +27,28 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from proofs import page
+from proofs import ROOT, page
 from proofs.mutant import Mutant
 from proofs.mutant_list import APPLY, MUTANTS
 
-ROOT = Path(__file__).parents[2]
 QUOTA = "tests/integration/quota/"
 SEED = "20261124"
 """Of the simulation: the same for each mutant, so that the table can be printed again."""
+_PYTEST = ("-m", "pytest", "-x", "-o", "pythonpath={services} tests")
 PROOFS: dict[str, tuple[str, ...]] = {
     "scenarios": (
-        *("-m", "pytest", "-x", "-o", "pythonpath={services} tests"),
+        *_PYTEST,
         *(f"{QUOTA}test_{name}.py" for name in ("bugs_of_others", "pools", "rates", "extend")),
         *(f"{QUOTA}test_{name}.py" for name in ("grants", "windows", "admission", "not_yours")),
         *(f"{QUOTA}test_{name}.py" for name in ("operations", "between_statements")),
     ),
     "audit": (
-        *("-m", "pytest", "-x", "-o", "pythonpath={services} tests"),
+        *_PYTEST,
         *(f"{QUOTA}test_{name}.py" for name in ("audit_digests", "audit_settings")),
     ),
-    "concurrency": (
-        *("-m", "pytest", "-x", "-o", "pythonpath={services} tests"),
-        *(f"{QUOTA}test_races.py",),
-    ),
+    "concurrency": (*_PYTEST, f"{QUOTA}test_races.py"),
     "units": (
-        *("-m", "pytest", "-x", "-o", "pythonpath={services} tests"),
+        *_PYTEST,
         *("tests/unit/router/test_ledger.py", "tests/unit/router/test_estimate.py"),
         "tests/unit/quota/test_batcher.py",
     ),

@@ -4,7 +4,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "proofs.md"
+from proofs import ROOT
+
+PAGE = ROOT / "docs" / "proofs.md"
 PARTS = {"prove": "Proofs", "prove-mutants": "Mutants"}
 """Headings, by the command (of make) that writes below them; in the page's order."""
 _HEAD = """# The proofs of the ledger

@@ -70,7 +70,7 @@ class QuotaChild(Child):
     async def ready(self) -> None:
         """Returns when it serves."""
         channel = connect(self.address)
-        call = health_pb2_grpc.HealthStub(channel).Watch(  # type: ignore[attr-defined]
+        call = health_pb2_grpc.HealthStub(channel).Watch(
             health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=READY_SECONDS
         )
         try:

@@ -21,8 +21,8 @@ from penstock.core.postgres_server import PrivateServer
 from penstock.quota.audit import audit_dsn
 from penstock.quota.v1 import quota_pb2
 from penstock.router.ledger import QuotaLedger, open_stream
-from proofs.databases import private_server
 from proofs.processes import TOKEN, quota_child
+from proofs.servers import private_server
 from support.ledger import Ledger, migrated_database
 
 Balance = Callable[[], Coroutine[Any, Any, tuple[int, ...]]]
@@ -86,7 +86,7 @@ async def race_all(server: PrivateServer, rounds: int, on_race: Callable[[], Non
                 quota.end()
     await ledger.database.close()
     report = await audit_dsn(dsn)
-    result.failures += [finding for check in report.checks for finding in check.findings]
+    result.failures += report.findings
     return result
 
 

@@ -21,7 +21,7 @@ import traceback
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -33,10 +33,11 @@ from penstock.quota.ledger import Operation
 from penstock.quota.store.database import Database
 from penstock.quota.store.ledger_store import LedgerStore, Outcome, Timed
 from proofs.batched import Batched
-from proofs.databases import clocked_database, private_server
 from proofs.history import STEPS, History, Message
+from proofs.servers import private_server
 from support import worlds
 from support.auditor import Auditor
+from support.ledger import START, clocked_database
 from support.worlds import ACCOUNTS_A_WORLD
 
 CHUNK = 200
@@ -46,7 +47,6 @@ BATCHED_EACH = 4
 CALL_OPERATIONS_MAX = 100
 """A batch resolves at most 500 abandoned holds: so few histories have no more."""
 STEPS_MAX = STEPS + 400
-START = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 JUMPS_SECONDS = (0, 1, 1, 2, 5, 10, 10, 15, 30)
 LEAPS_SECONDS = (61, 3_600, 86_400, 8 * 86_400, 31 * 86_400)
 
@@ -95,7 +95,7 @@ class Chunk:
     async def run(self) -> Result:
         self.database = await Database.open(self.dsn)
         self.store = LedgerStore(self.database)
-        self.dying = LedgerStore(_DyingDatabase(self.database))  # type: ignore[arg-type]
+        self.dying = LedgerStore(_DyingDatabase(self.database))
         if self.numbers[0] // CHUNK % BATCHED_EACH == 1:
             self.batched = Batched(self.store, self.dying, self.clock, self._applied)
         try:
@@ -139,8 +139,11 @@ class Chunk:
                 self.senders |= {m.operation.reservation_id: history for m in messages}
         if self.batched is not None:
             self.batched.clock.now = (self.now - START).total_seconds()
-            tell = partial(self._tell, step)
-            await self.batched.deliver(arrived, tell=tell, quiet=step >= STEPS)
+            await self.batched.deliver(
+                arrived,
+                tell=lambda history, message, outcome: history.answer(step, message, outcome),
+                quiet=step >= STEPS,
+            )
         while arrived and self.batched is None:
             wave, arrived = _split(arrived)
             fates: dict[str, list[tuple[History, list[Message]]]] = {}
@@ -169,13 +172,11 @@ class Chunk:
         self.result.counts["store killed after its commit"] += fate == "killed after"
         for history, messages in call:
             own = [next(outcomes) for _ in messages]
-            self._guard(history, partial(history.check, _operations(messages), own))
+            operations = [message.operation for message in messages]
+            self._guard(history, partial(history.check, operations, own))
             if fate == "answered":
                 for message, outcome in zip(messages, own, strict=True):
                     history.answer(step, message, outcome)
-
-    def _tell(self, step: int, history: History, message: Message, outcome: Outcome) -> None:
-        history.answer(step, message, outcome)
 
     def _applied(self, batch: Sequence[Timed], outcomes: list[Outcome]) -> None:
         """In a Batcher's batch are operations of many histories; each has its own auditor."""
@@ -225,10 +226,6 @@ class Chunk:
             self.result.failures.setdefault(history.number, str(error))
 
 
-def _operations(messages: list[Message]) -> list[Operation]:
-    return [message.operation for message in messages]
-
-
 def _agree(history: History, balances: worlds.Book, folds: worlds.Book) -> None:
     expected = worlds.expected(history.auditor)
     assert expected == balances, f"balances: {worlds.difference(expected, balances)}"
@@ -270,7 +267,7 @@ def run_chunks(dsn: str, seed: int, chunks: Sequence[Sequence[int]], results: An
         for numbers in chunks:
             results.put(asyncio.run(Chunk(dsn, seed, numbers).run()))
         report = asyncio.run(audit_dsn(dsn))
-        findings = [f for check in report.checks for f in check.findings]
+        findings = report.findings
         results.put(Result(failures=dict(enumerate(findings, -len(findings)))))
     except Exception:  # noqa: BLE001 - it is told to who waits
         results.put(Result(failures={-1: traceback.format_exc()}))

@@ -82,4 +82,4 @@ def usd(**fields: Any) -> admin_pb2.SetBudgetRequest:
     defaults = {"window": admin_pb2.Budget.WINDOW_MONTH}
     if "limit_nano_usd" not in fields and "unlimited" not in fields:
         fields["limit_nano_usd"] = 100
-    return admin_pb2.SetBudgetRequest(**(defaults | fields))  # type: ignore[arg-type]
+    return admin_pb2.SetBudgetRequest(**(defaults | fields))

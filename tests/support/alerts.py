@@ -9,7 +9,6 @@ from typing import Any
 import asyncpg
 import pytest
 
-from penstock.core import postgres
 from penstock.core.ids import uuid7
 from penstock.core.postgres_server import PrivateServer
 from penstock.quota.alerts.alert import Alert
@@ -18,9 +17,9 @@ from penstock.quota.alerts.config import Webhook
 from penstock.quota.alerts.evaluator import Evaluator
 from penstock.quota.alerts.loop import Alerts
 from penstock.quota.alerts.post import Poster
-from penstock.quota.store.database import MIGRATIONS, Database
+from penstock.quota.store.database import Database
 from support.clock import HandClock
-from support.postgres import fresh_database
+from support.ledger import clocked_database
 from support.webhook_receiver import Receiver
 
 __all__ = ["Books", "books"]
@@ -162,18 +161,8 @@ class Books:
 
 @pytest.fixture
 async def books(postgres_server: PrivateServer) -> AsyncIterator[Books]:
-    dsn = await fresh_database(postgres_server)
-    await postgres.migrate(dsn, MIGRATIONS)
-    database = await Database.open(dsn)
-    books = Books(dsn, database)
-    await books.execute(
-        """
-        CREATE TABLE test_clock (at timestamptz);
-        INSERT INTO test_clock VALUES (clock_timestamp());
-        CREATE OR REPLACE FUNCTION ledger_now() RETURNS timestamptz
-        LANGUAGE sql VOLATILE AS 'SELECT at FROM test_clock';
-        """
-    )
+    dsn = await clocked_database(postgres_server)
+    books = Books(dsn, await Database.open(dsn))
     await books.set_clock(START)
     yield books
-    await database.close()
+    await books.database.close()

@@ -28,7 +28,7 @@ LOOK = Tool(name="look")
 
 def ask(the_chat: ChatInput | None = None, **fields: object) -> GenerateRequest:
     fields = {"model": "auto", "input": the_chat or chat()} | fields
-    return GenerateRequest(**fields)  # type: ignore[arg-type]
+    return GenerateRequest(**fields)
 
 
 def messages(*given: Message) -> GenerateRequest:

@@ -9,7 +9,6 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from penstock.cache.config import Config
@@ -165,8 +164,3 @@ def keep(fingerprint: bytes, org_id: str = "org_a", **fields: object) -> StoreRe
 
 def soon() -> Deadline:
     return Deadline.after(20)
-
-
-def code_of(error: BaseException) -> grpc.StatusCode:
-    assert isinstance(error, grpc.aio.AioRpcError)
-    return error.code()

@@ -40,4 +40,4 @@ def user(text: str) -> Message:
 
 
 def chat(text: str = "hello", **fields: object) -> ChatInput:
-    return ChatInput(messages=[user(text)], **fields)  # type: ignore[arg-type]
+    return ChatInput(messages=[user(text)], **fields)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import asyncpg
 
 from penstock.quota.audit import settings
+from penstock.quota.store.changes import Change, Writing
 
 _CASES = " ".join(
     f"WHEN '{subject}' THEN ARRAY[{', '.join(f'{one!r}' for one in whats)}]"
@@ -28,7 +29,7 @@ _ENTER = f"""
 """
 
 
-async def enter_settings(connection: asyncpg.Connection, account_ids: Sequence[int]) -> int:
-    """One entry for each of these accounts, and for each budget and grant of theirs; how many."""
-    status: str = await connection.execute(_ENTER, list(account_ids))
-    return int(status.rsplit(" ", 1)[1])
+async def enter_settings(connection: asyncpg.Connection, account_ids: Sequence[int]) -> None:
+    """One entry for each of these accounts, and for each budget and grant of theirs."""
+    await connection.execute(_ENTER, list(account_ids))
+    await Writing(connection, 0, Change("test")).new_version(*account_ids)

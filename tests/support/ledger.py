@@ -27,7 +27,7 @@ from penstock.quota.store.ledger_store import LedgerStore, Outcome, Timed
 from penstock.quota.store.pool_store import PoolStore
 from support.postgres import fresh_database
 
-__all__ = ["Ledger", "ledger", "ledger_dsn", "migrated_database"]
+__all__ = ["Ledger", "clocked_database", "ledger", "ledger_dsn", "migrated_database"]
 
 START = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 LIMIT = 100
@@ -35,12 +35,27 @@ LIMIT = 100
 SUSPEND = "UPDATE accounts SET suspended = true WHERE id = "
 BY_TEST = Change(actor="test", reason="a test")
 OPEN_POLICY = KeyPolicy((), local_only=False, fail_open_local=False, expires_at=None)
+_STOPPED_CLOCK = """
+    CREATE TABLE test_clock (at timestamptz);
+    INSERT INTO test_clock VALUES (clock_timestamp());
+    CREATE OR REPLACE FUNCTION ledger_now() RETURNS timestamptz
+    LANGUAGE sql VOLATILE AS 'SELECT at FROM test_clock';
+"""
 
 
 async def migrated_database(server: PrivateServer) -> str:
     """DSN of a new ledger database on the real clock."""
     dsn = await fresh_database(server)
     await postgres.migrate(dsn, MIGRATIONS)
+    return dsn
+
+
+async def clocked_database(server: PrivateServer) -> str:
+    """DSN of a new ledger database on a clock that stands still until a test moves it."""
+    dsn = await migrated_database(server)
+    connection = await asyncpg.connect(dsn)
+    await connection.execute(_STOPPED_CLOCK)
+    await connection.close()
     return dsn
 
 
@@ -124,10 +139,10 @@ class Ledger:
     ) -> int:
         """Sets a budget (or a rate limit: `unit`); its id."""
         wish = BudgetWish(
-            account_kind=kind,  # type: ignore[arg-type]
+            account_kind=kind,
             account_id=account_id,
-            unit=unit,  # type: ignore[arg-type]
-            window=window,  # type: ignore[arg-type]
+            unit=unit,
+            window=window,
             name=name or f"{kind} {unit} {window}",
             time_zone=zone,
             limit=limit,
@@ -150,7 +165,7 @@ class Ledger:
         """A grant from now (or later) for ever (or for so long); its id."""
         wish = GrantWish(
             grant_key=uuid7(),
-            account_kind=kind,  # type: ignore[arg-type]
+            account_kind=kind,
             account_id=account_id,
             name="credit",
             reason="a test",
@@ -206,6 +221,14 @@ class Ledger:
             account_id,
             operation,
         )
+
+    async def is_blocked(self) -> bool:
+        """Whether somebody waits for a lock in this database."""
+        query = (
+            "SELECT FROM pg_stat_activity"
+            " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        )
+        return bool(await self.fetch(query))
 
     async def one(self, operation: Operation) -> Outcome:
         (outcome,) = await self.apply(operation)
@@ -294,22 +317,7 @@ async def expired(ledger: Ledger, key_id: int, pool: str) -> str:
 @pytest.fixture(scope="session")
 def ledger_dsn(postgres_server: PrivateServer) -> str:
     """One database a session, on a clock that stands still; each test makes its own accounts."""
-
-    async def make() -> str:
-        dsn = await migrated_database(postgres_server)
-        connection = await asyncpg.connect(dsn)
-        await connection.execute(
-            """
-            CREATE TABLE test_clock (at timestamptz);
-            INSERT INTO test_clock VALUES (clock_timestamp());
-            CREATE OR REPLACE FUNCTION ledger_now() RETURNS timestamptz
-            LANGUAGE sql VOLATILE AS 'SELECT at FROM test_clock';
-            """
-        )
-        await connection.close()
-        return dsn
-
-    return asyncio.run(make())
+    return asyncio.run(clocked_database(postgres_server))
 
 
 @pytest.fixture
@@ -320,4 +328,4 @@ async def ledger(ledger_dsn: str) -> AsyncIterator[Ledger]:
     yield ledger
     report = await ledger.audit()
     await ledger.database.close()
-    assert report.ok, [check for check in report.checks if check.findings]
+    assert [] == report.findings

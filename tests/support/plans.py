@@ -115,7 +115,7 @@ async def _rows_read(connection: asyncpg.Connection) -> dict[str, int]:
 async def _counters(connection: asyncpg.Connection, query: str) -> dict[str, int]:
     await connection.execute("SELECT pg_stat_force_next_flush()")
     await connection.execute("SELECT pg_stat_clear_snapshot()")
-    return dict((await connection.fetch(query)))
+    return dict(await connection.fetch(query))
 
 
 def _sequential(plan: dict[str, Any]) -> set[str]:

@@ -23,6 +23,7 @@ ADMIN_TOKEN = "admin-token-of-a-test"
 SERVICE = (bearer(SERVICE_TOKEN),)
 ADMIN = (bearer(ADMIN_TOKEN),)
 READY_SECONDS = 30
+RESERVE_SECONDS = 20
 
 
 @dataclass
@@ -110,7 +111,7 @@ def reserve_request(
         reservation_id=reservation_id,
         key_id=key_id,
         amount_nano_usd=amount,
-        **(fields | changes),  # type: ignore[arg-type]
+        **(fields | changes),
     )
 
 
@@ -165,4 +166,17 @@ async def reason_of(call: Awaitable[object]) -> str:
     """Code and reason of a call that must fail."""
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await call
-    return f"{raised.value.code().name} {from_rpc_error(raised.value).reason}"
+    return _reason(raised.value)
+
+
+async def reserved(quota: QuotaProcess, request: quota_pb2.ReserveRequest) -> str:
+    """ "ok", or code and reason."""
+    try:
+        await quota.quota.Reserve(request, metadata=SERVICE, timeout=RESERVE_SECONDS)
+    except grpc.aio.AioRpcError as error:
+        return _reason(error)
+    return "ok"
+
+
+def _reason(error: grpc.aio.AioRpcError) -> str:
+    return f"{error.code().name} {from_rpc_error(error).reason}"

@@ -47,7 +47,7 @@ class FakeQuota(QuotaServiceServicer):
     def put(self, key: str = KEY, **fields: object) -> Principal:
         fields = {"key_id": "key-1", "org_id": "org-1", "team_id": "team-1"} | fields
         fields.setdefault("state", Principal.STATE_ACTIVE)
-        self.keys[digest(key)] = Principal(**fields)  # type: ignore[arg-type]
+        self.keys[digest(key)] = Principal(**fields)
         return self.keys[digest(key)]
 
     def tell(self, key: str) -> None:

@@ -3,17 +3,8 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
-import asyncpg
-
 from penstock.core.postgres_server import PrivateServer
-from support.ledger import START, Ledger, migrated_database, reserve, settle, told, void
-
-STOPPED_CLOCK = """
-    CREATE TABLE test_clock (at timestamptz);
-    INSERT INTO test_clock VALUES (clock_timestamp());
-    CREATE OR REPLACE FUNCTION ledger_now() RETURNS timestamptz
-    LANGUAGE sql VOLATILE AS 'SELECT at FROM test_clock';
-"""
+from support.ledger import START, Ledger, clocked_database, reserve, settle, told, void
 
 
 @dataclass
@@ -46,14 +37,6 @@ class SmallLedger:
         id_ = await self.reserve()
         await self.settle(id_, amount)
         return id_
-
-
-async def clocked_database(server: PrivateServer) -> str:
-    dsn = await migrated_database(server)
-    connection = await asyncpg.connect(dsn)
-    await connection.execute(STOPPED_CLOCK)
-    await connection.close()
-    return dsn
 
 
 async def small_ledger(server: PrivateServer) -> SmallLedger:

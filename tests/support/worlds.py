@@ -15,7 +15,6 @@ from penstock.quota.budget import glob_to_like
 from support.audited import (
     FOREVER,
     AccountModel,
-    Balance,
     BudgetModel,
     GrantModel,
     ScopeModel,
@@ -31,7 +30,7 @@ OTHER_PROVIDER = "elsewhere"
 """Of no pool."""
 NARROW = (ScopeModel(models=("*-mini",)), ScopeModel(tags={"project": "x"}))
 
-Accounts = dict[str, int]
+ACCOUNTS_A_WORLD = 8
 
 
 async def new_ids(connection: asyncpg.Connection, table: str, count: int) -> list[int]:
@@ -39,9 +38,6 @@ async def new_ids(connection: asyncpg.Connection, table: str, count: int) -> lis
         "SELECT nextval(pg_get_serial_sequence($1, 'id')) FROM generate_series(1, $2)", table, count
     )
     return [row[0] for row in rows]
-
-
-ACCOUNTS_A_WORLD = 8
 
 
 def make_world(rng: random.Random, ids: Sequence[int], now: datetime) -> WorldModel:
@@ -243,11 +239,7 @@ def expected(auditor: Auditor, *, money_only: bool = False) -> Book:
     book: Book = {}
     for place, balance in auditor.balances.items():
         if not money_only or units[place[0]] == "nano_usd":
-            book[place] = (*_amounts(balance), 0)
+            book[place] = (balance.posted, balance.held, balance.suspense, 0)
     for grant in auditor.world.grants:
         book[-grant.id, None] = (grant.posted, grant.held, grant.suspense, grant.lapsed)
     return {place: amounts for place, amounts in book.items() if amounts != _NOTHING}
-
-
-def _amounts(balance: Balance) -> tuple[int, int, int]:
-    return balance.posted, balance.held, balance.suspense

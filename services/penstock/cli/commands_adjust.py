@@ -1,14 +1,21 @@
 """`penstock ledger adjust | resolve`: corrections by hand, each an entry with who and why."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
+from penstock.cli.account_tables import scope_text
+from penstock.cli.as_json import as_dict
 from penstock.cli.entry_table import entries_table
 from penstock.cli.errors import BAD_USAGE, CliError
 from penstock.cli.groups import ledger
 from penstock.cli.ledger_arguments import NEGATIVE_IS_NO_OPTION, amount
-from penstock.cli.operation import ACCOUNT_HELP, Call, Shown, operation
+from penstock.cli.names import LISTED_MAX, Named, below, label, levels
+from penstock.cli.operation import ACCOUNT_HELP, Call, Shown, View, operation
+from penstock.cli.tables import plain
 from penstock.core.money import format_usd
 from penstock.quota.v1 import admin_pb2, quota_pb2
 
@@ -43,16 +50,84 @@ async def adjust(
 ) -> Shown:
     """Post an amount, or give one back, on an account or on one attempt.
 
-    At most what was posted can be given back. The reason is kept in the entry.
+    On an account: on its open budgets and those above it, also on those for some providers, models
+    or tags only; it says on which. At most what was posted can be given back. Again with the same
+    key: answers with the entry that is there. The reason is kept in the entry.
     """
     if (account is None) == (not reservation):
         raise CliError("say --account or --reservation: one of them", code=BAD_USAGE)
     request = admin_pb2.AdjustRequest(
         reservation_id=reservation, amount_nano_usd=amount(usd), adjustment_key=key
     )
-    request.account_id = await call.find_id(account)
+    reach = _Reach()
+    if account is not None:
+        of = await call.find(account)
+        request.account_id = of.id
+        reach = await _reach(call, of)
+    newest_id = await _newest_entry_id(call)
     entry = await call.ask("Adjust", request, quota_pb2.Entry)
-    return Shown(entry, lambda known: [entries_table([entry], known)])
+    if entry.id <= newest_id:
+        # Its budgets may have changed since.
+        return Shown(entry, lambda known: [entries_table([entry], known)], done_before=True)
+    return Shown(
+        {**as_dict(entry), **reach.document()},
+        lambda known: [entries_table([entry], known), *reach.views(known)],
+        done_before=False,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """On which budgets an adjustment of an account is posted, and on which it is not, with why."""
+
+    posted_on: Sequence[admin_pb2.Budget] = ()
+    left_out: Sequence[tuple[admin_pb2.Budget, str]] = ()
+
+    def document(self) -> dict[str, Any]:
+        if not self.posted_on:
+            return {}
+        return {
+            "posted_on": [_named(b) for b in self.posted_on],
+            "left_out": [_named(b) for b, _ in self.left_out],
+        }
+
+    def views(self, known: Sequence[Named]) -> list[View]:
+        if not self.posted_on:
+            return []
+        table = plain("", "budget", "of", "only for", "posted on", drops=("only for",))
+        rows = [(b, "yes, whole") for b in self.posted_on]
+        rows += [(b, f"no: {why}") for b, why in self.left_out[:LISTED_MAX]]
+        for one, told in rows:
+            of = label(known, one.account_id)
+            table.add_row(Text(one.name), of, Text(scope_text(one.scope)), told)
+        more = len(self.left_out) - LISTED_MAX
+        return [
+            table,
+            *([f"{more} more are left out (--json has all)"] if more > 0 else []),
+            "Credit, and limits in requests or tokens, are left as they are.",
+        ]
+
+
+async def _reach(call: Call, account: Named) -> _Reach:
+    request = admin_pb2.ListBudgetsRequest()
+    listed = (await call.ask("ListBudgets", request, admin_pb2.ListBudgetsResponse)).budgets
+    known = await call.known()
+    at = {one.id for one in levels(known, account)}
+    under = {one.id for one in below(known, account)}
+    closed = [(b, "closed") for b in listed if b.account_id in at and b.closed]
+    lower = [(b, "below it") for b in listed if b.account_id in under and not b.closed]
+    return _Reach([b for b in listed if b.account_id in at and not b.closed], closed + lower)
+
+
+def _named(budget: admin_pb2.Budget) -> dict[str, str]:
+    return {"id": budget.id, "name": budget.name, "account_id": budget.account_id}
+
+
+async def _newest_entry_id(call: Call) -> int:
+    """0: there is none. Entries are numbered upwards: what is made after now has a greater id."""
+    request = quota_pb2.ListEntriesRequest(page_size=1)
+    listed = await call.ask("ListEntries", request, quota_pb2.ListEntriesResponse)
+    return max((entry.id for entry in listed.entries), default=0)
 
 
 @operation(

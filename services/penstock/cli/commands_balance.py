@@ -17,8 +17,10 @@ from penstock.cli.balance_tables import balance_views
 from penstock.cli.errors import CliError
 from penstock.cli.groups import ledger
 from penstock.cli.ledger_arguments import ready_key
+from penstock.cli.names import Named, levels
 from penstock.cli.operation import ACCOUNT_HELP, Call, Shown, View, operation
 from penstock.cli.tables import Listed, fitted, when_exactly, widest
+from penstock.core.money import format_usd
 from penstock.quota.v1 import quota_pb2
 
 INTERVAL_MS_MIN = 100
@@ -56,7 +58,9 @@ async def balance(
     """What is left: budgets, prepaid credit and rate limits.
 
     Credit that there is and that does not apply now is told with why: it has not begun, has ended,
-    is used up, or is not for commercial accounts. With --watch and --json one document a line.
+    is used up, or is not for commercial accounts. A key's are also those of its team and
+    organisation, by name; of a team, a line says what credit its organisation has. With --watch and
+    --json one document a line.
     """
     of = await call.find(account or ready_key(call.state))
     if watch:
@@ -65,7 +69,24 @@ async def balance(
         raise CliError("the ledger ended the watch: it stops or restarts", remedy="Watch again.")
     asked = quota_pb2.GetBalanceRequest(account_id=of.id)
     found = await call.ask("GetBalance", asked, quota_pb2.Balance)
-    return Shown(found, lambda known: balance_views(found, known))
+    above = [] if call.as_json else await _credit_above(call, of)
+    return Shown(found, lambda known: [*balance_views(found, known), *above])
+
+
+async def _credit_above(call: Call, of: Named) -> list[View]:
+    """Of a team: what its organisation has that the team's keys may draw on."""
+    if of.kind != "team":
+        return []
+    org = levels(await call.known(), of)[0]
+    asked = quota_pb2.GetBalanceRequest(account_id=org.id)
+    grants = (await call.ask("GetBalance", asked, quota_pb2.Balance)).grants
+    left = sum(g.remaining_nano_usd for g in grants if g.commercial_use or not of.commercial)
+    if left <= 0:
+        return []
+    return [
+        f"Its organisation has credit too, {format_usd(left)} USD, which its keys may draw on:",
+        f"  penstock ledger balance {org.full}",
+    ]
 
 
 async def _follow(call: Call, watched: AsyncIterator[quota_pb2.Balance]) -> None:

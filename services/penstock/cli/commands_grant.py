@@ -1,5 +1,6 @@
 """`penstock grant`: prepaid credit."""
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -13,7 +14,8 @@ from penstock.cli.errors import BAD_USAGE, CliError
 from penstock.cli.groups import grant
 from penstock.cli.ledger_arguments import NEGATIVE_IS_NO_OPTION, amount, moment
 from penstock.cli.limit_arguments import Model, Provider, Tag, scope
-from penstock.cli.operation import ACCOUNT_HELP, Call, Shown, operation
+from penstock.cli.names import Named
+from penstock.cli.operation import ACCOUNT_HELP, Call, Shown, View, operation
 from penstock.quota.v1 import admin_pb2
 
 
@@ -59,8 +61,7 @@ async def create(
 ) -> Shown:
     """Give credit. It is used soonest-ending first; what is left at its end lapses.
 
-    Again with the same key: answers with the credit that is there, and gives no more. The reason is
-    kept with it.
+    Again with the same key: answers with the one that is there, and says so. The reason is kept.
     """
     if lasts is not None and expires is not None:
         raise CliError("--for goes not with --expires: say one", code=BAD_USAGE)
@@ -83,17 +84,19 @@ async def create(
     if lasts is not None:
         periods.after(datetime.now(UTC), lasts, "--for")  # refused before the ledger is asked
     request.account_id = await call.find_id(account)
+    there = [g for g in (await _grants(call, "")).grants if g.grant_key == key]
     if lasts is not None:
-        await _set_end(call, request, lasts)
+        _set_end(request, there, lasts)
     made = await call.ask("CreateGrant", request, admin_pb2.Grant)
     warn_of_scope(call.state, provider, model)
-    return _shown(made)
+    return Shown(made, _view(made), done_before=bool(there))
 
 
-async def _set_end(call: Call, request: admin_pb2.CreateGrantRequest, lasts: str) -> None:
+def _set_end(
+    request: admin_pb2.CreateGrantRequest, there: Sequence[admin_pb2.Grant], lasts: str
+) -> None:
     """From the start of the one that is there: so the same words again ask for the same."""
     if not request.HasField("starts_at"):
-        there = [g for g in (await _grants(call, "")).grants if g.grant_key == request.grant_key]
         request.starts_at.CopyFrom(there[0].starts_at if there else _now())
     starts_at = request.starts_at.ToDatetime(tzinfo=UTC)
     request.expires_at.FromDatetime(periods.after(starts_at, lasts, "--for"))
@@ -140,7 +143,8 @@ async def end(
             f"there is no grant {name!r}", remedy="`penstock grant list` has them.", code=BAD_USAGE
         )
     request = admin_pb2.EndGrantRequest(grant_id=found[0])
-    return _shown(await call.ask("EndGrant", request, admin_pb2.Grant))
+    ended = await call.ask("EndGrant", request, admin_pb2.Grant)
+    return Shown(ended, _view(ended))
 
 
 async def _grants(call: Call, account_id: str) -> admin_pb2.ListGrantsResponse:
@@ -148,5 +152,5 @@ async def _grants(call: Call, account_id: str) -> admin_pb2.ListGrantsResponse:
     return await call.ask("ListGrants", request, admin_pb2.ListGrantsResponse)
 
 
-def _shown(one: admin_pb2.Grant) -> Shown:
-    return Shown(one, lambda known: [grants_table([one], known)])
+def _view(one: admin_pb2.Grant) -> Callable[[Sequence[Named]], Sequence[View]]:
+    return lambda known: [grants_table([one], known)]

@@ -13,6 +13,7 @@ from penstock.cli.app import (
     Json,
     app,
     clear_faults,
+    has_width,
     out,
     print_json,
     print_table,
@@ -27,8 +28,11 @@ from penstock.traces import StoreError, latest, load, render
 WAIT_SECONDS = 3.0
 """Spans come in up to a second after the answer."""
 
-WIDTH_MIN = 110
-"""Narrower, a waterfall's times would be cut."""
+WIDE = 110
+"""With so many columns a waterfall has all of its own."""
+
+NARROW = 72
+"""With fewer, its times would be cut."""
 
 LIST_MAX = 20
 
@@ -66,8 +70,11 @@ def trace(
         )
     if as_json:
         print_json(found.to_dict())
+    elif has_width() and out.width < WIDE:
+        print_wide(render(found, narrow=True), NARROW)
+        out.print("not shown for want of width: service (--json has all)", style="dim")
     else:
-        print_wide(render(found), WIDTH_MIN)
+        print_wide(render(found), WIDE)
 
 
 def _full(folder: Path, wanted: str) -> str:

@@ -24,13 +24,17 @@ LISTED_MAX = 20
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """Something that can have a budget; `path` names what it lies in, from the organisation on."""
+    """Something that can have a budget; `path` names what it lies in, from the organisation on.
+
+    `commercial`: itself is, whatever lies above it.
+    """
 
     kind: str
     id: str
     name: str
     path: tuple[str, ...] = ()
     active: bool = True
+    commercial: bool = False
 
     @property
     def text(self) -> str:
@@ -64,7 +68,8 @@ async def directory(admin: Admin) -> list[Named]:
     for one in accounts.accounts:
         if one.kind in _KINDS:
             lies_in = (names.get(one.org_id, one.org_id),) if one.org_id else ()
-            found.append(Named(_KINDS[one.kind], one.id, one.name, lies_in))
+            kind = _KINDS[one.kind]
+            found.append(Named(kind, one.id, one.name, lies_in, commercial=one.commercial))
     for key in keys.keys:
         path = (names.get(key.org_id, key.org_id), names.get(key.team_id, key.team_id))
         active = key.state not in {Principal.STATE_REVOKED, Principal.STATE_EXPIRED}
@@ -75,6 +80,21 @@ async def directory(admin: Admin) -> list[Named]:
 def by_id(known: Sequence[Named]) -> dict[str, str]:
     """The full name of each."""
     return {one.id: one.full for one in known}
+
+
+def levels(known: Sequence[Named], one: Named) -> list[Named]:
+    """What it lies in, from the organisation on, and itself."""
+    kinds = KINDS[: len(one.path)]
+    fulls = [f"{kind}:{'/'.join(one.path[:depth])}" for depth, kind in enumerate(kinds, 1)]
+    return [*(n for n in known if n.full in fulls), one]
+
+
+def below(known: Sequence[Named], one: Named) -> list[Named]:
+    """The teams and keys of an organisation, the keys of a team."""
+    if one.kind not in {"org", "team"}:
+        return []
+    path = (*one.path, one.name)
+    return [n for n in known if n.path[: len(path)] == path]
 
 
 async def if_known(state: State) -> dict[str, str]:

@@ -55,10 +55,14 @@ Told = Message | Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """An answer: its JSON document, and what a person sees; by name of the accounts in it."""
+    """An answer: its JSON document, and what a person sees; by name of the accounts in it.
+
+    `done_before`: of what is made once a key only, whether it had been; None: of anything else.
+    """
 
     document: Told
     view: Sequence[View] | Callable[[Sequence[Named]], Sequence[View]]
+    done_before: bool | None = None
 
 
 @dataclass
@@ -140,6 +144,8 @@ class Call:
         if self.as_json:
             document = shown.document
             told = as_dict(document) if isinstance(document, Message) else dict(document)
+            if shown.done_before is not None:
+                told["done_before"] = shown.done_before
             print_json({**told, "dry_run": True} if dry_run else told)
             return
         if dry_run:
@@ -150,6 +156,8 @@ class Call:
                 print_table(one)
             else:
                 out.print(escape(one))
+        if shown.done_before:
+            out.print("(done before, nothing changed)")
 
     async def aclose(self) -> None:
         await self._closing.aclose()

@@ -4,6 +4,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -49,8 +50,7 @@ async def create_pool(
         min_size=0,
         max_size=connections_max,
         timeout=CONNECT_TIMEOUT_SECONDS,
-        # A new connection asks for types and plans everything anew: those that there are, are kept.
-        max_inactive_connection_lifetime=0,
+        # A new connection asks for types and plans everything anew.
         max_queries=sys.maxsize,
         reset=_as_it_is,
         # The server gives up first; this bounds a server that does not answer at all.
@@ -63,8 +63,6 @@ async def create_pool(
             "idle_in_transaction_session_timeout": str(statement_timeout_ms),
             "synchronous_commit": "on" if synchronous_commit else "off",
             "timezone": "UTC",
-            # What lies between forgets connections that are silent for minutes.
-            "tcp_keepalives_idle": "60",
             # Tiny queries on the hot path: compiling them costs more than running them.
             "jit": "off",
         },
@@ -72,9 +70,16 @@ async def create_pool(
 
 
 async def _as_it_is(connection: asyncpg.Connection) -> None:
-    """Nobody leaves anything in a session (settings are LOCAL, a lock is given back): to reset it
-    after each use would be a round trip for nothing. An open transaction is rolled back even so.
+    """Nobody leaves anything in a session: settings are LOCAL, or the session is ended (see below).
+    To reset it after each use would be a round trip for nothing. An open transaction is rolled back
+    even so.
     """
+
+
+async def end_session(connection: Connection) -> None:
+    """Closes a pool's connection, and with it the locks and settings of its session."""
+    with suppress(Exception):  # it is closed all the same
+        await connection.close(timeout=CONNECT_TIMEOUT_SECONDS)
 
 
 def is_outage(error: BaseException) -> bool:

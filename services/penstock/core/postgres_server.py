@@ -17,6 +17,7 @@ import importlib.util
 import os
 import pwd
 import secrets
+import select
 import shutil
 import signal
 import subprocess
@@ -142,20 +143,15 @@ class PrivateServer:
     def kill(self) -> None:
         """A crash, for tests: SIGKILL to the postmaster and its children; returns at their end."""
         assert self._process is not None
-        postmaster = psutil.Process(self._process.pid)
-        # One that stands still forks no child which nobody would know of.
-        postmaster.suspend()
-        while postmaster.status() not in {psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE}:
-            time.sleep(_POLL_SECONDS)
-        victims = [postmaster, *postmaster.children(recursive=True)]
-        for victim in victims:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                victim.kill()
+        pid = self._process.pid
+        # One that stands still forks no child which nobody would know of, and misses none.
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        for child in psutil.Process(pid).children(recursive=True):
+            _kill(child.pid)
+        self._process.kill()
         self._process.wait()
         self._process = None
-        # The children are reaped by whoever adopts them; until they end, they hold its memory.
-        while not all(map(_has_ended, victims)):
-            time.sleep(_POLL_SECONDS)
 
     def _make_cluster(self, home: Path, binaries: Path, user: _User) -> None:
         free = shutil.disk_usage(home).free
@@ -263,11 +259,17 @@ def running_pid(data: Path) -> int | None:
     return int(lines[0]) if is_ours else None
 
 
-def _has_ended(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+def _kill(pid: int) -> None:
+    """Returns at its end: it holds no memory then, though nobody may have reaped it."""
+    with contextlib.suppress(ProcessLookupError):
+        process = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            end = select.poll()
+            end.register(process, select.POLLIN)
+            end.poll()
+        finally:
+            os.close(process)
 
 
 def _pid_file_lines(data: Path) -> list[str]:
@@ -349,15 +351,11 @@ def _executable(bin_folder: Path, user: _User) -> bool:
 def _spawn(command: list[str], user: _User, *, cwd: Path, output: int) -> subprocess.Popen[bytes]:
     # No variable of ours (tokens, passwords) reaches the server's environment.
     environment = {"LC_ALL": "C", "PATH": os.environ.get("PATH", ""), "TZ": "UTC"}
-    if user.switch:
-        return subprocess.Popen(  # noqa: S603 - a command of our own
-            command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=output,
-            stderr=output, start_new_session=True, umask=0o077,
-            user=user.uid, group=user.gid, extra_groups=[],
-        )  # fmt: skip
     return subprocess.Popen(  # noqa: S603 - a command of our own
         command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=output,
         stderr=output, start_new_session=True, umask=0o077,
+        user=user.uid if user.switch else None, group=user.gid if user.switch else None,
+        extra_groups=[] if user.switch else None,
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ BATCHES_MAX = 4
 BESIDE_OPERATIONS_MIN = 128
 """So many wait for a batch beside those in flight. A batch costs PostgreSQL more than a hundred
 operations do: fewer wait for the next."""
-BESIDE_SECONDS = 0.01
+BESIDE_SECONDS = 0.05
 """Or they wait for so long: the one in flight may be stuck."""
 BATCH_OPERATIONS_MAX = 512
 """A larger batch holds its locks longer than it saves in commits."""
@@ -86,11 +86,13 @@ class _Organisation:
 
     Attributes:
         waiting: Not in a batch yet.
+        ready: Whether the next batch may take it.
         alone: Whether its next batch is its own.
     """
 
     id: int
     waiting: deque[Waiting] = field(default_factory=deque)
+    ready: bool = False
     alone: bool = False
 
 
@@ -112,6 +114,7 @@ class Batcher:
         self._organisations: dict[int, _Organisation] = {}
         self._ready: deque[_Organisation] = deque()
         """What the next batch is taken from, who waits longest first."""
+        self._ready_operations = 0
         self._waiting = 0
         self._batches = 0
         self._start_late: asyncio.TimerHandle | None = None
@@ -176,12 +179,15 @@ class Batcher:
             return
         organisation.waiting.append(one)
         self._waiting += 1
+        self._ready_operations += organisation.ready
 
     def _make_ready(self, organisation: _Organisation) -> None:
         if organisation.alone or self._is_apart(organisation.id):
             self._spawn(self._run_apart(organisation))
         else:
+            organisation.ready = True
             self._ready.append(organisation)
+            self._ready_operations += len(organisation.waiting)
 
     def _is_apart(self, org_id: int) -> bool:
         until = self._apart_until.get(org_id)
@@ -192,11 +198,11 @@ class Batcher:
         self._apart_until = {id_: at for id_, at in self._apart_until.items() if at > now}
         self._apart_until[org_id] = now + APART_SECONDS
 
-    def _start(self) -> None:
+    def _start(self, *, beside: bool = False) -> None:
         """One more batch, of what is ready, where there is none or where it is worth it."""
         if not self._ready or self._batches >= BATCHES_MAX:
             return
-        if self._batches == 0 or self._waiting >= BESIDE_OPERATIONS_MIN:
+        if beside or self._batches == 0 or self._ready_operations >= BESIDE_OPERATIONS_MIN:
             self._batches += 1
             self._spawn(self._run())
         elif self._start_late is None:
@@ -205,9 +211,7 @@ class Batcher:
 
     def _start_beside(self) -> None:
         self._start_late = None
-        if self._ready and self._batches < BATCHES_MAX:
-            self._batches += 1
-            self._spawn(self._run())
+        self._start(beside=True)
 
     def _spawn(self, run: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(run)
@@ -219,7 +223,10 @@ class Batcher:
         while self._ready:
             batch = _Batch()
             while self._ready and len(batch.waiting) < BATCH_OPERATIONS_MAX:
-                self._take(self._ready.popleft(), batch)
+                organisation = self._ready.popleft()
+                organisation.ready = False
+                self._ready_operations -= len(organisation.waiting)
+                self._take(organisation, batch)
             if self._start_late is not None:
                 self._start_late.cancel()
                 self._start_late = None

@@ -122,13 +122,21 @@ class Quota:
                 await task
         await self._database.close()
 
+    async def _is_ready(self, ledger: LedgerStore, was: bool | None) -> bool:
+        try:
+            ok = await self._database.is_current()
+            if ok and not was:
+                with suppress(errors.Unavailable):  # it can be asked all the same
+                    await ledger.warm(BATCHES_MAX)
+        except Exception:  # a check that ended would never find the database again
+            logger.exception("the ledger's database cannot be used")
+            return False
+        return ok
+
     async def _check_database(self, ledger: LedgerStore) -> None:
         was: bool | None = None
         while True:
-            ok = await self._database.is_current()
-            if ok and not was:
-                with suppress(errors.Unavailable):  # the next check tells
-                    await ledger.warm(BATCHES_MAX)
+            ok = await self._is_ready(ledger, was)
             if ok is not was:
                 logger.info("the ledger's database is %s", "ready" if ok else "not ready")
                 await self._health.set(DATABASE, ok=ok)

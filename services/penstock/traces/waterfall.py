@@ -1,6 +1,7 @@
 """A trace as a waterfall in the terminal: who did what, when, for how long, and what it cost."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from rich import box
@@ -11,13 +12,21 @@ from rich.text import Text
 
 from penstock.core import semconv
 from penstock.core.money import format_usd
-from penstock.traces.model import Span, SpanEvent, Trace, Value
+from penstock.traces.model import Span, Trace, Value
 
 BAR_CELLS: Final = 32
 """Wide enough to tell a millisecond from a second, narrow enough for 100 columns."""
 
+NARROW_BAR_CELLS: Final = 12
+SPAN_CELLS_MAX: Final = 44
+NARROW_SPAN_CELLS_MAX: Final = 32
+"""What is noted of a span has 20 of 80 columns then."""
+
 ROWS_MAX: Final = 200
 """A terminal's scrollback is not a database; `--json` has everything."""
+
+_PACKAGE: Final = re.compile(r"^[\w.]+\.(?=\w+/\w+$)")
+"""Of a gRPC method: the column of services tells it."""
 
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 _COLOURS: Final = {
@@ -28,18 +37,22 @@ _COLOURS: Final = {
 }
 
 
-def render(trace: Trace) -> RenderableType:
-    """A heading for each request, the waterfall, and what failed."""
+def render(trace: Trace, *, narrow: bool = False) -> RenderableType:
+    """A heading for each request, the waterfall, and what failed.
+
+    Narrow, for 80 columns: without the services, whose colours the spans have, shorter bars,
+    amounts in USD only.
+    """
     requests = [span for span in trace.spans if span.is_request]
     return Group(
         Text.from_markup(f"trace [bold]{trace.trace_id}[/]"),
-        *(_heading(span) for span in requests),
-        _table(trace),
+        *(_heading(span, narrow=narrow) for span in requests),
+        _table(trace, narrow=narrow),
         *_failures(trace),
     )
 
 
-def _heading(span: Span) -> Text:
+def _heading(span: Span, *, narrow: bool) -> Text:
     told = span.attributes
     took = _milliseconds(span.duration_ms)
     lines = [f"[bold]{escape(span.request_id)}[/]  {escape(span.name)}  {took}"]
@@ -54,9 +67,12 @@ def _heading(span: Span) -> Text:
     ]
     lines.append("  " + " · ".join(filter(None, why)))
     money = [
-        _money("cost", told, semconv.COST_NANO_USD),
-        _money("baseline", told, semconv.BASELINE_COST_NANO_USD),
-        _money("saved", told, semconv.SAVED_NANO_USD),
+        _money(label, told.get(key), narrow=narrow)
+        for label, key in (
+            ("cost", semconv.COST_NANO_USD),
+            ("baseline", semconv.BASELINE_COST_NANO_USD),
+            ("saved", semconv.SAVED_NANO_USD),
+        )
     ]
     if any(money):
         lines.append("  " + " · ".join(filter(None, money)))
@@ -65,50 +81,58 @@ def _heading(span: Span) -> Text:
     return Text.from_markup("\n".join(lines))
 
 
-def _money(label: str, told: Mapping[str, Value], key: str) -> str:
-    value = told.get(key)
+def _money(label: str, value: Value | None, *, narrow: bool) -> str:
     if not isinstance(value, int):
         return ""
-    return f"{label} [bold]{format_usd(value)} USD[/] ({value} nano-USD)"
+    exactly = "" if narrow else f" ({value} nano-USD)"
+    return f"{label} [bold]{format_usd(value)} USD[/]{exactly}"
 
 
-def _table(trace: Trace) -> Table:
+def _table(trace: Trace, *, narrow: bool) -> Table:
+    cells = NARROW_BAR_CELLS if narrow else BAR_CELLS
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
-    table.add_column("span", no_wrap=True, max_width=44)
-    table.add_column("service", no_wrap=True)
-    table.add_column("time", no_wrap=True, width=BAR_CELLS)
+    table.add_column(
+        "span", no_wrap=True, max_width=NARROW_SPAN_CELLS_MAX if narrow else SPAN_CELLS_MAX
+    )
+    if not narrow:
+        table.add_column("service", no_wrap=True)
+    table.add_column("time", no_wrap=True, width=cells)
     table.add_column("took", justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
+    for row in _rows(trace, cells):
+        if narrow:
+            del row[1]
+        table.add_row(*row)
+    return table
+
+
+def _rows(trace: Trace, cells: int) -> Iterator[list[RenderableType]]:
+    """Span, service, bar, how long it took, what there is to note."""
     start = min((s.start_unix_ns for s in trace.spans), default=0)
     end = max((s.end_unix_ns for s in trace.spans), default=0)
     for row, (depth, span) in enumerate(trace.walk()):
         if row == ROWS_MAX:
-            table.add_row(f"… {len(trace.spans) - row} more spans", "", "", "", "see --json")
-            break
+            yield [f"… {len(trace.spans) - row} more spans", "", "", "", "see --json"]
+            return
         colour = "red" if span.failed else _COLOURS.get(span.service, "blue")
-        table.add_row(
-            Text("  " * depth + span.name, style=colour),
+        yield [
+            Text("  " * depth + _PACKAGE.sub("", span.name), style=colour),
             Text(span.service.removeprefix("penstock-"), style="dim"),
-            Text(bar(span.start_unix_ns, span.end_unix_ns, start, end), style=colour),
+            Text(bar(span.start_unix_ns, span.end_unix_ns, start, end, cells), style=colour),
             _milliseconds(span.duration_ms),
             Text(_note(span.attributes), style="dim"),
-        )
+        ]
         for event in span.events:
-            _add_event(table, depth + 1, event, start, end)
-    return table
-
-
-def _add_event(table: Table, depth: int, event: SpanEvent, start: int, end: int) -> None:
-    took = event.attributes.get(semconv.DURATION_MS)
-    took_ms = float(took) if isinstance(took, int | float) else 0.0
-    began = event.at_unix_ns - round(took_ms * 1e6)
-    table.add_row(
-        Text(f"{'  ' * depth}· {event.name}"),
-        "",
-        Text(bar(began, event.at_unix_ns, start, end), style="dim"),
-        _milliseconds(took_ms) if took is not None else "",
-        Text(_note(event.attributes), style="dim"),
-    )
+            took = event.attributes.get(semconv.DURATION_MS)
+            took_ms = float(took) if isinstance(took, int | float) else 0.0
+            began = event.at_unix_ns - round(took_ms * 1e6)
+            yield [
+                Text(f"{'  ' * (depth + 1)}· {event.name}"),
+                "",
+                Text(bar(began, event.at_unix_ns, start, end, cells), style="dim"),
+                _milliseconds(took_ms) if took is not None else "",
+                Text(_note(event.attributes), style="dim"),
+            ]
 
 
 def bar(began: int, ended: int, start: int, end: int, cells: int = BAR_CELLS) -> str:

@@ -1,6 +1,8 @@
 """`penstock alerts list | test`, with a webhook that answers as told."""
 
+import json
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -91,7 +93,12 @@ async def test_a_dry_run_without_a_webhook_shows_what_one_would_be_sent(
     ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with operating(ledger, tmp_path, monkeypatch) as running:
-        seen = await running.said("alerts", "test", "--dry-run")
-        assert '"alert.test"' in "".join(seen.split())
-        assert [] == (await running.json("alerts", "test", "--dry-run")).get("deliveries", [])
+        *_, body = (await running.said("alerts", "test", "--dry-run")).strip().splitlines()
+        sent = json.loads(body)
+        assert "alert.test" == sent["type"]
+        assert datetime.fromisoformat(sent["timestamp"]).tzinfo
+        assert "This is a test of Penstock's alerts" in sent["data"]["message"]
+        document = await running.json("alerts", "test", "--dry-run")
+        assert [] == document["deliveries"]
+        assert sent["data"] == json.loads(document["example_body"])["data"]
         assert "no webhook is configured" in await running.refused("alerts", "test")

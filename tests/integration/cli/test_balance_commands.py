@@ -53,6 +53,28 @@ async def test_a_keys_whole_path_is_told(operator: Operator) -> None:
     assert "40 %" in next(line for line in seen.splitlines() if " pace " in line)
 
 
+async def test_a_team_is_told_of_its_organisations_credit(own_operator: Operator) -> None:
+    said = own_operator.said
+    await said("account", "create", "acme")
+    await said("account", "create", "search", "--org", "acme")
+    await said("keys", "create", "ci", "--team", "acme/search")
+    assert "credit too" not in await said("ledger", "balance", "team:search")
+    for usd, more in (("18", "--commercial-use"), ("2.5", "--non-commercial")):
+        await said("grant", "create", usd, "--account", "org:acme", "--key", f"k{usd}", more)
+    told_ = (
+        "Its organisation has credit too, {} USD, which its keys may draw on:\n"
+        "  penstock ledger balance org:acme\n"
+    )
+    assert told_.format("20.50") in await said("ledger", "balance", "team:search")
+    await said("account", "set", "team:search", "--commercial")
+    assert told_.format("18.00") in await said("ledger", "balance", "team:search")
+    lines = (await said("ledger", "balance", "key:ci")).splitlines()
+    assert "org:acme" in next(line for line in lines if "18.00" in line)
+    assert "credit too" not in "".join(lines)
+    await said("grant", "end", "k18")
+    assert "credit too" not in await said("ledger", "balance", "team:search")
+
+
 async def test_credit_that_does_not_apply_is_told_with_why(operator: Operator) -> None:
     ledger = operator.ledger
     org, team, key = await ledger.new_path(prepaid=True, commercial=True)

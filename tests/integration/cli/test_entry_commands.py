@@ -87,17 +87,56 @@ async def test_an_adjustment_is_made_once_and_kept_with_who_and_why(operator: Op
     tried = await operator.json(*asked, *why, "--dry-run")
     assert (True, 250_000_000) == (tried["dry_run"], tried["posted_nano_usd"])
     assert (0, 0, 0) == await operator.ledger.balances("key", key)
+    assert not tried["done_before"]
     made = await operator.json(*asked, *why)
     again = await operator.json(*asked, *why)
-    assert made == again
+    assert (False, True) == (made["done_before"], again["done_before"])
+    assert made["id"] == again["id"]
+    assert "(done before, nothing changed)" in await operator.said(*asked, *why)
+    assert again["done_before"] is (await operator.json(*asked, *why, "--dry-run"))["done_before"]
     assert ("adjust", "Zoë", "invoice 17: “late” fee") == (
         made["operation"],
         made["actor"],
         made["reason"],
     )
     back = ("ledger", "adjust", "-0.1", "--account", f"key_{key}", "--key", uuid7(), *why)
-    assert "-0.10" in await operator.said(*back)
+    seen = await operator.said(*back)
+    assert "-0.10" in seen
+    assert "done before" not in seen
     assert (150_000_000, 0, 0) == await operator.ledger.balances("key", key)
+
+
+async def test_an_adjustment_says_on_which_budgets_it_is_posted(own_operator: Operator) -> None:
+    said = own_operator.said
+    for words in (
+        ("account", "create", "acme"),
+        ("account", "create", "search", "--org", "acme"),
+        ("account", "create", "sales", "--org", "acme"),
+        ("keys", "create", "ci", "--team", "acme/search"),
+        ("budget", "set", "500", "--account", "org:acme"),
+        ("budget", "set", "20", "--account", "team:search", "--window=day", "--provider=openai"),
+        ("budget", "set", "9", "--account", "team:acme/search", "--name", "old"),
+        ("budget", "close", "old"),
+        ("budget", "set", "5", "--account", "key:ci", "--window", "total"),
+        ("budget", "set", "7", "--account", "team:acme/sales", "--window", "week"),
+    ):
+        await said(*words)
+    asked = ("ledger", "adjust", "1.25", "--account", "team:acme/search", "--key", "k")
+    asked = (*asked, "--reason", "invoice 17")
+    for more in (("--dry-run",), ()):
+        told_json = await own_operator.json(*asked, *more)
+        assert ["month", "day-openai"] == [b["name"] for b in told_json["posted_on"]]
+        assert ["old", "total"] == [b["name"] for b in told_json["left_out"]]
+    budgets = (await own_operator.json("budget", "list", "--closed"))["budgets"]
+    posted = {b["name"]: b["posted_nano_usd"] for b in budgets}
+    assert {"month", "day-openai"} == {name for name, amount in posted.items() if amount}
+
+    lines = (await said(*(w if w != "k" else "k2" for w in asked), "--dry-run")).splitlines()
+    (scoped,) = [line for line in lines if "day-openai" in line]
+    assert ["day-openai", "team:search", "openai", "yes,", "whole"] == scoped.split()
+    assert "no: closed" in next(line for line in lines if " old " in line)
+    assert "no: below it" in next(line for line in lines if "key:ci" in line)
+    assert "week" not in "".join(lines)
 
 
 async def test_one_attempt_is_adjusted_where_it_lay(operator: Operator) -> None:

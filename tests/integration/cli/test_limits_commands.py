@@ -84,7 +84,12 @@ async def test_credit_is_given_once_by_its_key(own_operator: Operator) -> None:
         made["reason"],
         made["commercial_use"],
     )
-    assert made == await ask(*words, "--reason", "a start")
+    assert made.pop("done_before") is False
+    again = await ask(*words, "--reason", "a start")
+    assert made | {"done_before": True} == again
+    assert "(done before, nothing changed)" in await own_operator.said(
+        *words, "--reason", "a start"
+    )
     other = await own_operator.refused(*words[:2], "19", *words[3:])
     assert "GRANT_KEY_REUSED" in other
     assert [made] == (await ask("grant", "list", "--account", "org:acme"))["grants"]

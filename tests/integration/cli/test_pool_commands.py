@@ -1,9 +1,14 @@
 """`penstock pool`: closing one, and names that the catalogue does not have."""
 
 import asyncio
+import os
 import shutil
+from functools import partial
+from pathlib import Path
 
+from penstock.cli import processes
 from penstock.cli.options import DEFAULT_CONFIG
+from penstock.cli.state import State
 from support.ledger import reserve, settle, told
 from support.operating import Operator
 
@@ -48,14 +53,45 @@ async def test_a_pool_in_use_is_not_closed(own_operator: Operator) -> None:
     assert (await own_operator.json("pool", "close", "openai"))["closed"]
 
 
+async def warned_by(operator: Operator, *words: str) -> str:
+    """What is told beside the answer of a command that succeeds."""
+    result = await operator.ask(*words)
+    assert 0 == result.exit_code, result.output
+    return " ".join(result.stderr.split())
+
+
+async def test_where_a_stand_in_plays_the_providers_own_name_is_warned_of(
+    own_operator: Operator,
+) -> None:
+    warned = partial(warned_by, own_operator)
+    state = State.at(Path("state"))
+    state.make()
+    me = processes.Record.of("penstock up", os.getpid())
+    options = {"config": str(DEFAULT_CONFIG), "paid": "stand-in"}
+    processes.save(state, processes.Running(me, (), options))
+    await own_operator.said("account", "create", "acme")
+    told_ = (
+        "'openai' applies to nothing with PAID=stand-in, as it runs here: its attempts are named"
+        " 'openai-stand-in'"
+    )
+    budget = ("budget", "set", "5", "--account", "org:acme")
+    limit = ("limit", "set", "org:acme", "--requests", "9/day")
+    grant = ("grant", "create", "5", "--account", "org:acme", "--key", "k")
+    for words in (budget, limit, grant):
+        assert f"scope provider {told_}" in await warned(*words, "--provider", "openai")
+    assert f"provider {told_}" in await warned(*POOL)
+    assert "named 'openai-stand-in/gpt-4o'" in await warned(*budget, "--model", "openai/gpt-4o")
+    assert "matches no model" in await warned(*budget, "--model", "openai/gpt-99")
+    for right in (("--provider", "openai-stand-in"), ("--provider", "openai*")):
+        assert "" == await warned(*budget, *right)
+    processes.save(state, processes.Running(me, (), options | {"paid": ""}))
+    assert "" == await warned(*budget, "--provider", "openai")
+
+
 async def test_names_that_the_catalogue_lacks_are_warned_of_and_set(
     own_operator: Operator,
 ) -> None:
-    async def warned(*words: str) -> str:
-        result = await own_operator.ask(*words)
-        assert 0 == result.exit_code, result.output
-        return " ".join(result.stderr.split())
-
+    warned = partial(warned_by, own_operator)
     await own_operator.said("account", "create", "acme")
     budget = ("budget", "set", "5", "--account", "org:acme")
     assert "" == await warned(*budget, "--model", "gpt-5o")  # no catalogue is known here

@@ -22,7 +22,7 @@ def new_org(**fields: object) -> admin_pb2.CreateAccountRequest:
     return admin_pb2.CreateAccountRequest(
         kind=admin_pb2.Account.KIND_ORG,
         name=f"org-{uuid7()[-12:]}",
-        **fields,  # type: ignore[arg-type]
+        **fields,
     )
 
 

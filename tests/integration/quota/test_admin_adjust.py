@@ -17,7 +17,7 @@ def adjust(amount: int, **fields: object) -> admin_pb2.AdjustRequest:
     defaults: dict[str, object] = {"adjustment_key": uuid7()}
     return admin_pb2.AdjustRequest(
         amount_nano_usd=amount,
-        **(defaults | fields),  # type: ignore[arg-type]
+        **(defaults | fields),
     )
 
 

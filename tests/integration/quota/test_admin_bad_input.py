@@ -178,7 +178,7 @@ async def test_faulty_limits_are_refused(ledger: Ledger, admin: AdminParts) -> N
         ({"account_id": "key_99999999"}, "NOT_FOUND KEY_UNKNOWN"),
     ]
     for fields, reason in cases:
-        request = admin_pb2.SetRateLimitRequest(**(base | fields))  # type: ignore[arg-type]
+        request = admin_pb2.SetRateLimitRequest(**(base | fields))
         assert reason == await fails(admin.budgets.set_rate(request, OPERATOR)), fields
     close = admin_pb2.CloseRateLimitRequest(limit_id="budget_1")
     assert INVALID + "LIMIT_ID_INVALID" == await fails(admin.budgets.close_rate(close, OPERATOR))

@@ -46,7 +46,7 @@ async def house(ledger: Ledger) -> House:
 
 
 async def found(admin: AdminParts, **fields: object) -> list[tuple[str, str, int]]:
-    request = quota_pb2.ListEntriesRequest(**fields)  # type: ignore[arg-type]
+    request = quota_pb2.ListEntriesRequest(**fields)
     entries = (await admin.entries.list(request)).entries
     return [(e.operation, e.reservation_id, e.posted_nano_usd) for e in entries]
 
@@ -144,7 +144,7 @@ BAD = [
 async def test_a_faulty_question_is_refused(
     admin: AdminParts, fields: dict[str, object], reason: str
 ) -> None:
-    request = quota_pb2.ListEntriesRequest(**fields)  # type: ignore[arg-type]
+    request = quota_pb2.ListEntriesRequest(**fields)
     assert reason == await fails(admin.entries.list(request))
 
 
@@ -177,7 +177,7 @@ async def test_no_table_is_read_from_end_to_end(house: House, kind: str) -> None
 
 
 async def usage(admin: AdminParts, account_id: str, **fields: object) -> list[tuple[object, ...]]:
-    request = admin_pb2.GetUsageRequest(account_id=account_id, **fields)  # type: ignore[arg-type]
+    request = admin_pb2.GetUsageRequest(account_id=account_id, **fields)
     rows = (await admin.reports.usage(request)).rows
     return sorted(
         (r.key_id, r.provider, r.model, r.attempts, r.posted_nano_usd, r.estimated_nano_usd)

@@ -19,7 +19,7 @@ def credit(account_id: str, amount: int = 100, **fields: object) -> admin_pb2.Cr
     return admin_pb2.CreateGrantRequest(
         account_id=account_id,
         amount_nano_usd=amount,
-        **(defaults | fields),  # type: ignore[arg-type]
+        **(defaults | fields),
     )
 
 
@@ -86,7 +86,7 @@ async def test_a_grant_key_is_of_one_grant(ledger: Ledger, admin: AdminParts) ->
     for change in changes:
         other = admin_pb2.CreateGrantRequest()
         other.CopyFrom(request)
-        other.MergeFrom(admin_pb2.CreateGrantRequest(**change))  # type: ignore[arg-type]
+        other.MergeFrom(admin_pb2.CreateGrantRequest(**change))
         if "commercial_use" in change:
             other.commercial_use = False
         with pytest.raises(errors.Conflict) as refused:

@@ -1,15 +1,12 @@
 """The audit finds what it claims to find: each invariant is broken by hand."""
 
-from collections.abc import AsyncIterator
-
 import asyncpg
 import pytest
 
-from penstock.core.postgres_server import PrivateServer
 from penstock.quota.audit import FINDINGS_MAX, audit, seal
 from penstock.quota.store.adjust_store import Adjustment
 from support.ledger import BY_TEST
-from support.small_ledger import SmallLedger, small_ledger
+from support.small_ledger import SmallLedger
 
 LEGS = "each entry's debits"
 FOLDS = "each balance is"
@@ -86,24 +83,10 @@ BREAKS = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-async def small(postgres_server: PrivateServer) -> AsyncIterator[SmallLedger]:
-    small = await small_ledger(postgres_server)
-    yield small
-    await small.ledger.database.close()
-
-
-@pytest.fixture
-async def connection(small: SmallLedger) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(small.ledger.dsn)
-    yield connection
-    await connection.close()
-
-
 async def test_a_sound_ledger_passes(small: SmallLedger, connection: asyncpg.Connection) -> None:
     report = await audit(connection)
 
-    assert [] == [check for check in report.checks if check.findings]
+    assert [] == report.findings
     assert (6, 35) == (report.reservations, report.posted_nano_usd)
     counted = await connection.fetchval("SELECT count(*) FROM entries")
     assert (counted, None) == (report.entries, report.base_epoch)
@@ -133,8 +116,7 @@ async def test_a_difference_is_told_by_name_and_figures(
 
     report = await audit(connection)
 
-    (check,) = [c for c in report.checks if c.findings]
-    (finding,) = check.findings
+    (finding,) = report.findings
     assert finding.endswith(
         f'of key {small.key_id} "key"): posted/held/suspense/lapsed are 36/20/20/0,'
         " its entries say 35/20/20/0"
@@ -168,7 +150,7 @@ async def test_a_limit_that_was_lowered_bounds_what_is_admitted_after_the_next_s
     )
     report = await audit(connection)
 
-    (finding,) = [f for check in report.checks for f in check.findings]
+    (finding,) = report.findings
     assert finding.endswith(
         "76 were used when something was admitted; its limit was never above 10"
     )
@@ -180,7 +162,7 @@ async def test_an_adjustment_is_part_of_the_sum(small: SmallLedger) -> None:
 
     report = await small.ledger.audit()
 
-    assert [] == [check for check in report.checks if check.findings]
+    assert [] == report.findings
     assert 44 == report.posted_nano_usd
 
 

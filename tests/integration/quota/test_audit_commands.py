@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,19 +21,15 @@ from penstock.cli.state import State
 from penstock.core.postgres_server import PrivateServer
 from penstock.quota.audit import audit_dsn
 from support.ledger import migrated_database
-from support.small_ledger import SmallLedger, small_ledger
+from support.small_ledger import SmallLedger
 
 assert commands_audit.audit
 
 
 @pytest.fixture
-async def small(
-    postgres_server: PrivateServer, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[SmallLedger]:
-    small = await small_ledger(postgres_server)
+def small(small: SmallLedger, monkeypatch: pytest.MonkeyPatch) -> SmallLedger:
     monkeypatch.setenv("PENSTOCK_QUOTA_DSN", small.ledger.dsn)
-    yield small
-    await small.ledger.database.close()
+    return small
 
 
 async def typed(tmp_path: Path, *words: str) -> Result:
@@ -204,7 +199,7 @@ async def test_a_filled_ledger_balances(postgres_server: PrivateServer) -> None:
     second = await fill(dsn, accounts=10, entries=2_000)
     report = await audit_dsn(dsn)
 
-    assert [] == [check for check in report.checks if check.findings]
+    assert [] == report.findings
     # One tells of each account, and one of its budget: 250 and 10 keys in 3 and 1 teams.
     assert (7_000 + 2 * (260 + 4 + 2), 3_500) == (report.entries, report.reservations)
     assert first.posted_nano_usd + second.posted_nano_usd == report.posted_nano_usd

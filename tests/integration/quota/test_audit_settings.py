@@ -1,18 +1,16 @@
 """A setting that was changed by hand is told: every change of the configuration is an entry."""
 
-from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import asyncpg
 import pytest
 
-from penstock.core.postgres_server import PrivateServer
 from penstock.quota.account import new_secret
 from penstock.quota.audit import audit, detach, seal
 from penstock.quota.budget import Scope
 from penstock.quota.store.adjust_store import Adjustment
 from support.ledger import BY_TEST, OPEN_POLICY
-from support.small_ledger import SmallLedger, small_ledger
+from support.small_ledger import SmallLedger
 
 UNGUARD = "ALTER TABLE entries DISABLE TRIGGER ALL; "
 ODD = Scope(providers=("a_b*", "50%"), models=("back\\slash*", "*"), tags={"team": "x"})
@@ -84,9 +82,8 @@ ADJUSTED_BY_HAND = [
 
 
 @pytest.fixture
-async def small(postgres_server: PrivateServer) -> AsyncIterator[SmallLedger]:
+async def small(small: SmallLedger) -> SmallLedger:
     """With what else an operator sets: odd patterns, a closed budget, ends, a suspension."""
-    small = await small_ledger(postgres_server)
     ledger = small.ledger
     stopped = await ledger.accounts.create_account(BY_TEST, "org", "stopped", None)
     await ledger.accounts.update_account(BY_TEST, "org", stopped.id, prepaid=True)
@@ -103,15 +100,7 @@ async def small(postgres_server: PrivateServer) -> AsyncIterator[SmallLedger]:
     await ledger.grant("org", stopped.id, 33, ends_in=timedelta(days=10), scope=ODD)
     ended = await ledger.grant("org", stopped.id, 44)
     await ledger.grants.end_grant(BY_TEST, ended)
-    yield small
-    await ledger.database.close()
-
-
-@pytest.fixture
-async def connection(small: SmallLedger) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(small.ledger.dsn)
-    yield connection
-    await connection.close()
+    return small
 
 
 async def findings(connection: asyncpg.Connection, *, full: bool = False) -> dict[str, list[str]]:

@@ -1,12 +1,14 @@
 """What is left on a path, and who is told when it changes."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 
+import asyncpg
 import pytest
 
 from penstock.core import errors
+from penstock.quota.account import AccountKind
 from penstock.quota.balances import Balances
 from penstock.quota.budget import Scope
 from penstock.quota.store.balance_store import BalanceStore
@@ -170,8 +172,8 @@ class Counting(BalanceStore):
         self.asked = 0
         self.again = asyncio.Event()
 
-    async def balance(self, *account):  # type: ignore[no-untyped-def]
-        rows = await super().balance(*account)
+    async def balance(self, kind: AccountKind, account_id: int) -> Sequence[asyncpg.Record]:
+        rows = await super().balance(kind, account_id)
         self.asked += 1
         self.again.set()
         return rows

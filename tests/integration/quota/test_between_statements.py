@@ -14,9 +14,7 @@ from penstock.core.postgres_server import PrivateServer
 from proofs.between import Choose, at_every_gap
 from proofs.between_acts import Act, Place, a_batch, close_of, end_of
 from support.ledger import BY_TEST, Ledger, extend, reserve, settle, told, void
-
-STARTED_SECONDS = 0.4
-"""After this a batch that a lock stops waits for it."""
+from support.wait import until
 
 
 def _settled(place: Place) -> tuple[Act, Act]:
@@ -62,9 +60,18 @@ async def locked(ledger: Ledger, budget_id: int) -> AsyncIterator[None]:
         await connection.close()
 
 
-@pytest.mark.parametrize("what", ["limit", "revoked", "suspended", "new budget", "grant's end"])
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("limit", "BUDGET_EXCEEDED"),
+        ("revoked", "KEY_REVOKED"),
+        ("suspended", "ACCOUNT_SUSPENDED"),
+        ("new budget", "BUDGET_EXCEEDED"),
+        ("grant's end", "CREDIT_EXHAUSTED"),
+    ],
+)
 async def test_what_was_acknowledged_while_a_batch_waited_for_its_locks_holds_for_it(
-    ledger: Ledger, what: str
+    ledger: Ledger, what: str, reason: str
 ) -> None:
     org_id, _, key_id = await ledger.new_path(prepaid=what == "grant's end")
     budget_id = await ledger.budget("key", key_id, 100, name="b")
@@ -74,7 +81,7 @@ async def test_what_was_acknowledged_while_a_batch_waited_for_its_locks_holds_fo
 
     async with locked(ledger, budget_id):
         waiting = asyncio.create_task(ledger.one(reserve(ledger.id(), key_id, 50)))
-        await asyncio.sleep(STARTED_SECONDS)
+        await until(ledger.is_blocked)
         if what == "limit":
             await ledger.budget("key", key_id, 10, name="b")
         elif what == "revoked":
@@ -86,7 +93,56 @@ async def test_what_was_acknowledged_while_a_batch_waited_for_its_locks_holds_fo
         else:
             await ledger.advance(timedelta(seconds=30))
 
-    assert told(await waiting) != "ok"
+    assert reason == told(await waiting)
+
+
+async def test_a_lowered_limit_is_not_overspent_by_one_who_waited_and_one_who_came_after(
+    ledger: Ledger,
+) -> None:
+    org_id, team_id, waits = await ledger.new_path()
+    comes = await ledger.another_key(team_id)
+    locked_id = await ledger.budget("key", waits, 100, name="b")
+    await ledger.budget("org", org_id, 100, name="all")
+    for key_id in (waits, comes):
+        assert told(await ledger.one(reserve(ledger.id(), key_id, 1))) == "ok"
+
+    async with locked(ledger, locked_id):
+        waiting = asyncio.create_task(ledger.one(reserve(ledger.id(), waits, 50)))
+        await until(ledger.is_blocked)
+        await ledger.budget("org", org_id, 12, name="all")
+        assert told(await ledger.one(reserve(ledger.id(), comes, 10))) == "ok"
+
+    assert told(await waiting) == "BUDGET_EXCEEDED"
+
+
+async def test_credit_that_was_given_while_a_batch_waited_is_found(ledger: Ledger) -> None:
+    org_id, _, key_id = await ledger.new_path(prepaid=True)
+    locked_id = await ledger.budget("key", key_id, 100, name="b")
+    assert told(await ledger.one(reserve(ledger.id(), key_id, 0))) == "ok"
+
+    async with locked(ledger, locked_id):
+        waiting = asyncio.create_task(ledger.one(reserve(ledger.id(), key_id, 50)))
+        await until(ledger.is_blocked)
+        await ledger.grant("org", org_id, 100)
+
+    assert told(await waiting) == "ok"
+
+
+async def test_a_provider_that_joined_a_pool_while_a_batch_waited_is_limited_by_it(
+    ledger: Ledger,
+) -> None:
+    _, _, key_id = await ledger.new_path()
+    locked_id = await ledger.budget("key", key_id, 100, name="b")
+    assert told(await ledger.one(reserve(ledger.id(), key_id, 1))) == "ok"
+
+    async with locked(ledger, locked_id):
+        late = reserve(ledger.id(), key_id, 50, provider="late")
+        waiting = asyncio.create_task(ledger.one(late))
+        await until(ledger.is_blocked)
+        pool = await ledger.pools.set_pool(BY_TEST, "late", ["late"], prepaid=False)
+        await ledger.budget("pool", pool.id, 10)
+
+    assert told(await waiting) == "BUDGET_EXCEEDED"
 
 
 async def test_a_refusal_by_a_limit_that_was_lifted_meanwhile_poisons_no_batch(
@@ -100,12 +156,11 @@ async def test_a_refusal_by_a_limit_that_was_lifted_meanwhile_poisons_no_batch(
 
     async with locked(ledger, budget_id):
         waiting = asyncio.create_task(ledger.apply(*batch))
-        await asyncio.sleep(STARTED_SECONDS)
+        await until(ledger.is_blocked)
         await ledger.budget("key", key_id, None, name="b")
-    first = [told(outcome) for outcome in await waiting]
 
-    assert first[1] == "ok"
-    assert first == [told(outcome) for outcome in await ledger.apply(*batch)]
+    assert ["ok", "ok"] == [told(outcome) for outcome in await waiting]
+    assert ["ok", "ok"] == [told(outcome) for outcome in await ledger.apply(*batch)]
 
 
 async def test_an_abandoned_hold_of_a_locked_organisation_denies_the_pool_to_nobody(

@@ -1,15 +1,13 @@
 """An epoch is sealed only with its proof, whatever happens meanwhile and wherever it is killed."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
 
-from penstock.core.postgres_server import PrivateServer
 from penstock.quota.audit import AuditReport, Busy, Sealed, audit_dsn, seal, sealing
 from support.ledger import reserve, settle, told
-from support.small_ledger import SmallLedger, small_ledger
+from support.small_ledger import SmallLedger
 from support.wait import until
 
 STEPS = (
@@ -24,16 +22,9 @@ class Killed(BaseException):
     """As a signal ends a process: nothing of ours handles it."""
 
 
-@pytest.fixture
-async def small(postgres_server: PrivateServer) -> AsyncIterator[SmallLedger]:
-    small = await small_ledger(postgres_server)
-    yield small
-    await small.ledger.database.close()
-
-
 def faults(report: AuditReport | None) -> list[str]:
     assert report is not None
-    return [finding for check in report.checks for finding in check.findings]
+    return report.findings
 
 
 async def epochs(small: SmallLedger) -> list[tuple[bool, bool]]:
@@ -42,11 +33,6 @@ async def epochs(small: SmallLedger) -> list[tuple[bool, bool]]:
         "SELECT closed_at IS NOT NULL, sealed_at IS NOT NULL FROM epochs ORDER BY id"
     )
     return [tuple(row) for row in rows]
-
-
-async def somebody_waits(small: SmallLedger) -> bool:
-    query = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
-    return bool(await small.ledger.fetch(query))
 
 
 async def test_an_audit_begins_at_the_newest_checkpoint(small: SmallLedger) -> None:
@@ -203,7 +189,7 @@ async def test_an_entry_lies_in_the_epoch_in_which_it_was_committed(small: Small
     await transaction.start()
     epoch = await writer.fetchval("SELECT current_epoch()")
     sealing_task = asyncio.create_task(seal(small.ledger.dsn))
-    await until(lambda: somebody_waits(small))
+    await until(small.ledger.is_blocked)
     await writer.execute(
         "INSERT INTO entries (epoch, at, operation, account_id, bucket_ids)"
         " VALUES ($1, ledger_now(), 'configure', $2, '{}')",

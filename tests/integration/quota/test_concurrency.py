@@ -7,13 +7,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from penstock.core import errors
 from penstock.core.ids import uuid7
 from penstock.core.postgres_server import PrivateServer
 from penstock.core.status import from_rpc_error
 from penstock.quota.audit import audit_dsn
-from penstock.quota.ledger import Operation
-from penstock.quota.store.ledger_store import Outcome
 from penstock.quota.v1 import quota_pb2
 from support.ledger import Ledger, migrated_database, reserve, settle, told, void
 from support.quota_process import SERVICE, quota_process, reserve_request
@@ -86,47 +83,6 @@ async def test_many_batches_over_crossing_paths_never_deadlock_for_good(ledger: 
 
     assert {"ok"} == {a for answer in answers for a in answer}
     assert 8 * 120 == sum(len(answer) for answer in answers)
-
-
-async def test_the_same_reserve_from_many_at_once_holds_once(ledger: Ledger) -> None:
-    key_id = await ledger.new_key(100)
-    id_ = ledger.id()
-
-    outcomes = await asyncio.gather(*(ledger.one(reserve(id_, key_id, 40)) for _ in range(10)))
-
-    assert {"ok"} == {told(o) for o in outcomes}
-    assert await ledger.balances("key", key_id) == (0, 40, 0)
-
-
-async def test_one_id_from_two_organisations_at_once_holds_for_one(ledger: Ledger) -> None:
-    first, second = await ledger.new_key(100), await ledger.new_key(100)
-    for _ in range(10):
-        id_ = ledger.id()
-        outcomes = await asyncio.gather(
-            *(_answered(ledger, reserve(id_, key_id, 1)) for key_id in (first, second) * 3)
-        )
-        assert sorted(told(o) for o in outcomes) == ["RESERVATION_ID_REUSED"] * 3 + ["ok"] * 3
-
-
-async def _answered(ledger: Ledger, operation: Operation) -> Outcome:
-    """As a router asks: again under the same id, until there is a verdict."""
-    while True:
-        try:
-            return await ledger.one(operation)
-        except errors.Unavailable:
-            continue
-
-
-async def test_a_settle_and_a_void_at_once_have_one_winner(ledger: Ledger) -> None:
-    key_id = await ledger.new_key(1000)
-    for _ in range(10):
-        id_ = ledger.id()
-        await ledger.one(reserve(id_, key_id, 10))
-        outcomes = await asyncio.gather(ledger.one(settle(id_, 4)), ledger.one(void(id_)))
-        assert sorted(told(o) for o in outcomes) in (
-            ["RESERVATION_SETTLED", "ok"],
-            ["RESERVATION_VOIDED", "ok"],
-        )
 
 
 async def test_an_administrators_lock_stalls_one_account_only_and_not_for_ever(

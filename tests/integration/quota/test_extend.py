@@ -10,6 +10,7 @@ from penstock.quota.ledger import Answer
 from penstock.quota.refusals import RateRefused
 from penstock.quota.store.ledger_store import LedgerStore, Timed
 from support.ledger import Ledger, expired, extend, held, reserve, settle, told, void
+from support.wait import until
 
 
 async def test_a_limit_in_tokens_refuses_it_without_promising_that_a_later_window_helps(
@@ -199,26 +200,16 @@ async def test_an_extension_that_commits_while_its_hold_is_found_abandoned_leaks
     id_ = ledger.id()
     await ledger.apply(reserve(id_, key_id, 0, model="small", pool="local"))
     async with ledger.database.connection() as connection, connection.transaction():
-        await LedgerStore(OneConnection(connection)).apply([Timed(extend(id_, 40))])  # type: ignore[arg-type]
+        await LedgerStore(OneConnection(connection)).apply([Timed(extend(id_, 40))])
         await ledger.advance(timedelta(minutes=2))
         finding = asyncio.create_task(ledger.one(reserve(ledger.id(), key_id, 5, model="large")))
-        await until_blocked(ledger)
+        await until(ledger.is_blocked)
     assert told(await finding) == "ok"
 
     await ledger.store.sweep()
 
     assert await ledger.balances("key", key_id) == (0, 5, 0)
     assert await ledger.credit(credit) == (0, 0, 0, 0)
-
-
-async def until_blocked(ledger: Ledger) -> None:
-    """Returns once somebody waits for a lock in this database."""
-    async with asyncio.timeout(5):
-        while not await ledger.fetch(  # noqa: ASYNC110 - PostgreSQL tells nobody that it waits
-            "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-            " AND datname = current_database()"
-        ):
-            await asyncio.sleep(0.01)
 
 
 class OneConnection:

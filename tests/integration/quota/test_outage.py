@@ -1,9 +1,12 @@
 """PostgreSQL away, killed, back: fail closed, nothing acknowledged is lost (LEDGER, I7, I15)."""
 
 import asyncio
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import asyncpg
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
@@ -13,10 +16,19 @@ from penstock.core.ports import free_port
 from penstock.core.postgres_server import PrivateServer, remove
 from penstock.core.status import from_rpc_error
 from penstock.quota.audit import audit_dsn
-from penstock.quota.v1 import quota_pb2
+from penstock.quota.batcher import BATCHES_MAX
+from penstock.quota.v1 import admin_pb2, quota_pb2
 from support.ledger import migrated_database
 from support.postgres import fresh_database
-from support.quota_process import ADMIN, SERVICE, QuotaProcess, quota_process, reserve_request
+from support.quota_process import (
+    ADMIN,
+    SERVICE,
+    QuotaProcess,
+    quota_process,
+    reserve_request,
+    reserved,
+)
+from support.wait import until
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -31,13 +43,9 @@ def own_server(tmp_path: Path) -> Iterator[PrivateServer]:
     remove(server.folder)
 
 
-async def reserved(quota: QuotaProcess, request: quota_pb2.ReserveRequest) -> str:
-    try:
-        await quota.quota.Reserve(request, metadata=SERVICE, timeout=10)
-    except grpc.aio.AioRpcError as error:
-        told = from_rpc_error(error)
-        return f"{error.code().name} {told.reason}"
-    return "ok"
+def logged(folder: Path) -> str:
+    (log,) = folder.glob("quota-*.log")
+    return log.read_text()
 
 
 async def test_a_killed_database_is_told_and_found_again_without_a_restart(
@@ -109,35 +117,60 @@ async def test_what_was_acknowledged_outlives_a_kill_in_full_flight(
     assert (await audit_dsn(dsn)).ok
 
 
-async def test_a_database_that_comes_after_the_service_is_found(tmp_path: Path) -> None:
-    server = PrivateServer(tmp_path / "own", free_port())
-    server.start()
-    try:
-        dsn = await fresh_database(server)
-        server.stop()
-        async with quota_process(dsn, tmp_path, ready=False) as quota:
-            await quota.wait_health(NOT_SERVING)
-            with pytest.raises(grpc.aio.AioRpcError) as raised:
-                await quota.quota.GetPrincipal(
-                    quota_pb2.GetPrincipalRequest(key_hash=bytes(32)), metadata=SERVICE
-                )
-            # Away is not unknown: never a 401 for a key that may well be good.
-            assert from_rpc_error(raised.value).reason == "LEDGER_UNAVAILABLE"
+async def test_a_database_that_comes_after_the_service_is_found(
+    own_server: PrivateServer, tmp_path: Path
+) -> None:
+    dsn = await fresh_database(own_server)
+    own_server.stop()
+    async with quota_process(dsn, tmp_path, ready=False) as quota:
+        await quota.wait_health(NOT_SERVING)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await quota.quota.GetPrincipal(
+                quota_pb2.GetPrincipalRequest(key_hash=bytes(32)), metadata=SERVICE
+            )
+        # Away is not unknown: never a 401 for a key that may well be good.
+        assert from_rpc_error(raised.value).reason == "LEDGER_UNAVAILABLE"
 
-            server.start()
-            with pytest.raises(grpc.aio.AioRpcError) as raised:
-                await _accounts(quota)
-            told = from_rpc_error(raised.value)
-            assert told.reason == "LEDGER_UNAVAILABLE"
-            assert "penstock quota migrate" in told.message
-            assert await quota.health() == NOT_SERVING
-
-            await _migrate(dsn)
-            await quota.wait_health(SERVING)
+        own_server.start()
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
             await _accounts(quota)
-    finally:
-        server.stop()
-        remove(server.folder)
+        told = from_rpc_error(raised.value)
+        assert told.reason == "LEDGER_UNAVAILABLE"
+        assert "penstock quota migrate" in told.message
+        assert await quota.health() == NOT_SERVING
+
+        await _migrate(dsn)
+        await quota.wait_health(SERVING)
+        await _accounts(quota)
+
+
+async def test_a_slip_in_the_schema_is_logged_and_its_repair_found(
+    own_server: PrivateServer, tmp_path: Path
+) -> None:
+    dsn = await migrated_database(own_server)
+    connection = await asyncpg.connect(dsn)
+    await connection.execute("ALTER TABLE epochs RENAME COLUMN closed_at TO slip")
+    async with quota_process(dsn, tmp_path, ready=False) as quota:
+        await until(lambda: "the ledger's database cannot be used" in logged(tmp_path))
+        assert await quota.health() == NOT_SERVING
+        await connection.execute("ALTER TABLE epochs RENAME COLUMN slip TO closed_at")
+        await connection.close()
+        await quota.wait_health(SERVING)
+
+
+async def test_a_ready_process_has_its_connections(
+    own_server: PrivateServer, tmp_path: Path
+) -> None:
+    dsn = await migrated_database(own_server)
+    async with quota_process(dsn, tmp_path):
+        connection = await asyncpg.connect(dsn)
+        count = await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE application_name = 'penstock-quota' AND query LIKE '%apply_batch%'"
+        )
+        await connection.close()
+    # One of them may be asked whether the database is there at this moment.
+    assert count >= BATCHES_MAX - 1
 
 
 async def test_a_watcher_hears_of_an_outage_and_does_not_take_silence_for_no_change(
@@ -161,15 +194,10 @@ async def _read_for_ever(call) -> None:
 
 
 async def _accounts(quota: QuotaProcess) -> None:
-    from penstock.quota.v1 import admin_pb2
-
     await quota.admin.ListAccounts(admin_pb2.ListAccountsRequest(), metadata=ADMIN)
 
 
 async def _migrate(dsn: str) -> None:
-    import os
-    import sys
-
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "penstock.quota", "migrate",
         env={**os.environ, "PENSTOCK_QUOTA_DSN": dsn},

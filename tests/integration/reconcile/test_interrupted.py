@@ -12,7 +12,9 @@ from penstock.core.clock import SystemClock
 from penstock.quota.batcher import Batcher
 from penstock.quota.ledger import Answer, Operation
 from penstock.quota.reconcile import reconciler
+from penstock.quota.reconcile.store import Period, ReconcileStore
 from penstock.quota.store.adjust_store import AdjustStore
+from support.cancelled import cancelled_at_each_await
 from support.ledger import Ledger, settle, told
 from support.reconciliation import (
     BOUND,
@@ -26,6 +28,7 @@ from support.reconciliation import (
     reconcile,
     row,
 )
+from support.wait import until
 
 
 class Meddled:
@@ -249,3 +252,20 @@ async def test_the_first_message_holds_the_options(ledger: Ledger) -> None:
     with pytest.raises(errors.InvalidRequest) as caught:
         await anext(handler(ledger).reconcile(none_first(), BY_ACCOUNTANT))
     assert "OPTIONS_MISSING" == caught.value.reason
+
+
+async def test_one_that_is_cancelled_at_any_moment_leaves_no_lock_and_no_setting(
+    ledger: Ledger,
+) -> None:
+    day = ledger.now.date()
+
+    async def opens() -> None:
+        async with ReconcileStore.opened(ledger.database, Period("openai", day, day)):
+            pass
+
+    async def is_free() -> bool:
+        return not await ledger.fetch("SELECT FROM pg_locks WHERE locktype = 'advisory'")
+
+    async for _ in cancelled_at_each_await(opens):
+        await until(is_free)
+        assert [("10s",)] == [tuple(row) for row in await ledger.fetch("SHOW statement_timeout")]

@@ -19,7 +19,7 @@ from penstock.core import errors, semconv
 from penstock.core.ports import free_port
 from penstock.quota.v1 import admin_pb2
 from penstock.traces.store import Store
-from support.spans import request_span
+from support.spans import request_span, span
 
 program.register()
 
@@ -134,6 +134,23 @@ def test_the_list_of_traces_fits_a_narrow_terminal_with_ids_whole(
     lines = ask("trace").stdout.splitlines()
     assert identity in "\n".join(lines)
     assert [] == [line for line in lines if len(line.rstrip()) > 80 and "not shown" not in line]
+
+
+def test_a_waterfall_fits_a_narrow_terminal_and_says_what_it_lacks(
+    ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "state" / "traces", 10)
+    told = {semconv.COST_NANO_USD: 1_500, semconv.ATTEMPT_COST_NANO_USD: 1_500}
+    store.add([request_span(1, 1, "req_1", attributes=told), span(1, 2, 1)])
+    store.close()
+    assert "service" in ask("trace", "req_1").stdout  # to a file: as wide as it is
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = ask("trace", "req_1").stdout
+    assert [] == [line for line in narrow.splitlines() if len(line.rstrip()) > 80]
+    assert "not shown for want of width: service" in narrow
+    assert "0.0000015 USD" in narrow
+    monkeypatch.setenv("COLUMNS", "120")
+    assert "not shown" not in ask("trace", "req_1").stdout
 
 
 def test_a_second_up_says_what_differs(ask, tmp_path: Path, monkeypatch) -> None:

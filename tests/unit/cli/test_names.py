@@ -3,7 +3,7 @@
 import pytest
 
 from penstock.cli.errors import CliError
-from penstock.cli.names import Named, find
+from penstock.cli.names import Named, below, find, levels
 
 KNOWN = [
     Named("org", "org_1", "default"),
@@ -39,3 +39,18 @@ def test_a_kind_narrows_a_bare_name() -> None:
 def test_none_or_many_are_told(text: str, told: str) -> None:
     with pytest.raises(CliError, match=told):
         find(KNOWN, text)
+
+
+def test_levels_lie_above_and_what_is_below_lies_below() -> None:
+    org = Named("org", "org_1", "acme")
+    team = Named("team", "team_2", "search", ("acme",))
+    key = Named("key", "key_3", "search", ("acme", "search"))
+    pool = Named("pool", "pool_4", "acme")
+    other = Named("team", "team_5", "search", ("beta",))
+    known = [org, team, key, pool, other]
+    assert [org, team, key] == levels(known, key)
+    assert [org, team] == levels(known, team)
+    assert [pool] == levels(known, pool)
+    assert [team, key] == below(known, org)
+    assert [key] == below(known, team)
+    assert [] == below(known, key) + below(known, pool) + below(known, other)

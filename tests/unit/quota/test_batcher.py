@@ -207,6 +207,27 @@ async def test_no_more_batches_are_in_flight_than_there_may_be(
     await batcher.drain()
 
 
+async def test_what_waits_for_an_organisation_in_flight_begins_no_other_batch(
+    batcher: Batcher, store: FakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher_module, "BESIDE_OPERATIONS_MIN", 3)
+    monkeypatch.setattr(batcher_module, "BESIDE_SECONDS", 3600.0)
+    gate = store.stall(1)
+    first = await submitted(batcher, reserve(uuid7(), 1))
+    await store.has_batches(1)
+    behind = await submitted(batcher, *(reserve(uuid7(), 1) for _ in range(3)))
+
+    beside = []
+    for _ in range(3):
+        beside.append(await submitted(batcher, reserve(uuid7(), 2)))
+        await asyncio.sleep(0)
+    await store.has_batches(2)
+
+    assert [2, 2, 2] == [operation.key_id for operation in store.batches[1]]
+    gate.set()
+    await asyncio.gather(*(asked.outcomes() for asked in (first, behind, *beside)))
+
+
 async def test_a_reserve_whose_deadline_passed_in_the_queue_is_not_applied(
     batcher: Batcher, store: FakeStore, clock: FakeClock
 ) -> None:

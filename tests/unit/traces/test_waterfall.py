@@ -10,9 +10,9 @@ from penstock.traces.waterfall import ROWS_MAX, bar
 from support.spans import event, request_span, span
 
 
-def shown(trace, width=140):
+def shown(trace, width=140, *, narrow=False):
     console = Console(file=StringIO(), width=width, color_system=None)
-    console.print(render(trace))
+    console.print(render(trace, narrow=narrow))
     return console.file.getvalue()
 
 
@@ -63,6 +63,22 @@ def test_children_are_indented_below_their_parents_with_service_cost_and_tokens(
     assert "12+34 tokens (estimated)" in names[1]
     assert "0.0015 USD" in names[1]
     assert " quota " in names[2]
+
+
+def test_on_80_columns_names_times_and_amounts_are_whole():
+    deepest = span(1, 4, 3, name="penstock.quota.v1.QuotaService/Settle", service="penstock-quota")
+    text = shown(Trace.of(TRACE.trace_id, [*TRACE.spans, deepest]), 80, narrow=True)
+    lines = text.splitlines()
+
+    assert "…" not in text
+    assert [] == [line for line in lines if len(line.rstrip()) > 80]
+    assert "cost 0.0015 USD · baseline 2.000000001 USD" in text
+    assert "service" not in text
+    attempt = lines.index(row(text, "attempt openai"))
+    assert "██ " in lines[attempt].replace("▊", " ")
+    assert "88.0 ms   spill_full · 0.0015 USD" in lines[attempt]
+    assert "12+34 tokens (estimated)" in lines[attempt + 1]
+    assert "0.5 ms" in row(text, "QuotaService/Settle")
 
 
 def test_a_failure_is_told_below():

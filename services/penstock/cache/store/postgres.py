@@ -9,7 +9,7 @@ import asyncpg
 
 from penstock.cache.store.base import Ask, Flight, Found, Keep, Key, Swept, Verdict
 from penstock.core.errors import Unavailable
-from penstock.core.postgres import Connection, is_outage
+from penstock.core.postgres import Connection, end_session, is_outage
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
@@ -168,14 +168,14 @@ class PostgresStore:
 
     async def _sweep(self, bytes_max: int) -> Swept:
         async with self._pool.acquire() as connection:
-            if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _SWEEP_LOCK):
-                return Swept(0, 0, 0)
             try:
+                if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _SWEEP_LOCK):
+                    return Swept(0, 0, 0)
                 expired = await _remove_expired(connection)
                 evicted = await _evict(connection, bytes_max)
                 size_bytes = await _size_bytes(connection)
             finally:
-                await connection.execute("SELECT pg_advisory_unlock($1)", _SWEEP_LOCK)
+                await end_session(connection)  # the lock ends with it
         return Swept(expired, evicted, size_bytes)
 
 

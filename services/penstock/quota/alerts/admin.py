@@ -91,7 +91,8 @@ class AlertsAdmin:
         alert = Alert(0, "test", at, "", "", {})
         if dry_run:
             return admin_pb2.TestAlertsResponse(
-                deliveries=[_unsent(alert, webhook) for webhook in self._webhooks]
+                deliveries=[_unsent(alert, webhook) for webhook in self._webhooks],
+                example_body="" if self._webhooks else shapes.body(alert, "generic").decode(),
             )
         event.tell(alert, self._telemetry)
         answers = await asyncio.gather(

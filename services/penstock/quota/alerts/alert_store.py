@@ -4,6 +4,7 @@ A delivery is claimed by moving its `next_try_at` behind a lease, under SKIP LOC
 never hold the same one, and that of a killed process falls due by itself. How a try ended is
 written only by who began the last one (`tries` is the fence).
 """
+# ruff: noqa: S608 - of constants.
 
 from collections.abc import Sequence
 from typing import Any
@@ -41,7 +42,7 @@ _ROUTE = f"""
         ON CONFLICT DO NOTHING
     )
     SELECT {_ALERT} FROM a LEFT JOIN accounts acc ON acc.id = a.account_id ORDER BY a.id
-"""  # noqa: S608 - a constant
+"""
 _CLAIM = f"""
     WITH due AS (
         SELECT alert_id, webhook FROM alert_deliveries
@@ -57,7 +58,7 @@ _CLAIM = f"""
     SELECT {_ALERT}, d.webhook, d.message_id, d.tries
     FROM d JOIN alerts a ON a.id = d.alert_id LEFT JOIN accounts acc ON acc.id = a.account_id
     ORDER BY a.id
-"""  # noqa: S608 - a constant
+"""
 _FINISH = """
     UPDATE alert_deliveries SET
         next_try_at = ledger_now() + $6::bigint * interval '1 millisecond',
@@ -80,7 +81,7 @@ _LIST = f"""
             SELECT id FROM accounts WHERE id = $2 OR org_id = $2 OR team_id = $2))
         AND ($3::bigint IS NULL OR a.id < $3)
     ORDER BY a.id DESC LIMIT $4
-"""  # noqa: S608 - a constant
+"""
 
 
 class AlertStore:

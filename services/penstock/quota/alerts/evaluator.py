@@ -8,6 +8,7 @@ a check runs in one process at a time only saves work. All time is the database'
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -100,11 +101,10 @@ class Evaluator:
         every: timedelta = CHECK_EVERY,
     ) -> None:
         self._database = database
-        self._suspense_age = suspense_age
         self._every = every
         self._checks: dict[str, Callable[[postgres.Connection], Awaitable[Sequence[Fact]]]] = {
             "budget_exhaustion_forecast": forecasts,
-            "suspense_old": self._old_suspense,
+            "suspense_old": partial(old_suspense, age=suspense_age),
             "grant_expiring": expiring_grants,
         }
 
@@ -137,9 +137,6 @@ class Evaluator:
             "UPDATE alert_checks SET ran_at = ledger_now() WHERE name = $1", name
         )
         return True
-
-    async def _old_suspense(self, connection: postgres.Connection) -> Sequence[Fact]:
-        return await old_suspense(connection, self._suspense_age)
 
 
 async def forecasts(connection: postgres.Connection) -> Sequence[Fact]:

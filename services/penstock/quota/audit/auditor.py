@@ -35,7 +35,6 @@ GRANTS = "each grant gave no more than it had"
 SETTINGS = "each setting is what its last entry says"
 ADJUSTMENTS = "each adjustment is one entry"
 CHECKPOINTS = "each checkpoint is the fold of what lies before it"
-
 DIGESTS = "each sealed epoch is as it was sealed"
 
 _CHECKS = (

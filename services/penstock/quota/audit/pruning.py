@@ -3,6 +3,7 @@
 Nothing is forgotten wrongly: an id that is older than the horizon is refused as too old, whether it
 is known or not, and what holds or is suspected stays.
 """
+# ruff: noqa: S608 - composed of what is written in this file.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -10,7 +11,7 @@ from uuid import UUID
 
 from penstock.core import postgres
 from penstock.quota.audit.report import Progress, quiet
-from penstock.quota.audit.sealing import maintenance
+from penstock.quota.audit.sealing import maintenance, rows_of
 from penstock.quota.ledger import ID_HORIZON_MS
 
 MARGIN = timedelta(days=1)
@@ -18,10 +19,11 @@ MARGIN = timedelta(days=1)
 CHUNK = 5_000
 """Rows in one transaction: some tens of milliseconds, and its locks are on rows nobody asks for."""
 
-# What is resolved, by id; $1: the last id looked at, $2: ids below are too old to be asked for.
-_CANDIDATES = """
+_RESOLVED = "state <> 'held' AND NOT (state = 'expired' AND pool = 'paid')"
+# By id; $1: the last id looked at, $2: ids below are too old to be asked for.
+_CANDIDATES = f"""
     SELECT (array_agg(id ORDER BY id DESC))[1] AS last, count(*) AS seen,
-        array_agg(id) FILTER (WHERE state <> 'held' AND NOT (state = 'expired' AND pool = 'paid')
+        array_agg(id) FILTER (WHERE {_RESOLVED}
             AND NOT EXISTS (SELECT FROM entries e WHERE e.reservation_id = r.id)) AS ids
     FROM (
         SELECT id, state, pool FROM reservations
@@ -30,11 +32,10 @@ _CANDIDATES = """
 """
 # What they count in windows of rate limits that are still there is kept: an audit adds it. So is
 # when the last of a provider's counted: such a day would be reconciled with what is missing.
-_DELETE_RESERVATIONS = """
+_DELETE_RESERVATIONS = f"""
     WITH gone AS (
         DELETE FROM reservations WHERE id IN (
-            SELECT id FROM reservations
-            WHERE id = ANY ($1) AND state <> 'held' AND NOT (state = 'expired' AND pool = 'paid')
+            SELECT id FROM reservations WHERE id = ANY ($1) AND {_RESOLVED}
             FOR UPDATE SKIP LOCKED
         )
         RETURNING state, pool, provider, greatest(created_at, resolved_at) AS counted_at,
@@ -74,12 +75,11 @@ _DELETE_WINDOWS = f"""
     ),
     uses AS (DELETE FROM pruned_uses p USING gone WHERE p.bucket_id = gone.id)
     SELECT count(*) FROM gone
-"""  # noqa: S608 - composed of what is written here
+"""
 # $1: ids below go, if they may: a dry run's next step sees the ledger without them.
-_BOUND = """
+_BOUND = f"""
     SELECT min(created_at) FROM reservations r
-    WHERE cardinality(bucket_ids) > 0
-        AND NOT (state = 'held' OR (state = 'expired' AND pool = 'paid'))
+    WHERE cardinality(bucket_ids) > 0 AND {_RESOLVED}
         AND (id >= $1 OR EXISTS (SELECT FROM entries e WHERE e.reservation_id = r.id))
 """
 _PINNED = """
@@ -116,9 +116,8 @@ async def prune(dsn: str, progress: Progress = quiet, *, dry_run: bool = False) 
     async with maintenance(dsn) as connection:
         now: datetime = await connection.fetchval("SELECT ledger_now()")
         cutoff = now - timedelta(milliseconds=ID_HORIZON_MS) - MARGIN
-        reservations = _reservations(connection, cutoff, progress, dry_run=dry_run)
         return Pruned(
-            reservations=await reservations,
+            reservations=await _reservations(connection, cutoff, progress, dry_run=dry_run),
             windows=await _windows(connection, cutoff, progress, dry_run=dry_run),
             checkpoint_rows=await _checkpoints(connection, progress, dry_run=dry_run),
         )
@@ -153,7 +152,7 @@ async def _windows(
         cutoff = min(cutoff, oldest or cutoff)
         pinned = await connection.fetchval(_PINNED)
         if dry_run:
-            query = f"SELECT count(*) FROM ({_WINDOWS}) AS w"  # noqa: S608 - of this file
+            query = f"SELECT count(*) FROM ({_WINDOWS}) AS w"
             return int(await connection.fetchval(query, cutoff, pinned))
     deleted = 0
     while count := await connection.fetchval(_DELETE_WINDOWS, cutoff, pinned, CHUNK):
@@ -168,13 +167,13 @@ async def _checkpoints(
     gone = 0
     for table, key in _CHECKPOINTS.items():
         if dry_run:
-            gone += await connection.fetchval(f"SELECT count(*) FROM {table} WHERE {_OLD}")  # noqa: S608 - of this file
+            gone += await connection.fetchval(f"SELECT count(*) FROM {table} WHERE {_OLD}")
             continue
         query = (
-            f"DELETE FROM {table} WHERE (epoch, {key}) IN"  # noqa: S608 - likewise
+            f"DELETE FROM {table} WHERE (epoch, {key}) IN"
             f" (SELECT epoch, {key} FROM {table} WHERE {_OLD} LIMIT $1)"
         )
-        while count := _rows(await connection.execute(query, CHUNK)):
+        while count := rows_of(await connection.execute(query, CHUNK)):
             gone += count
             progress("checkpoints", gone, gone)
     return gone
@@ -183,8 +182,3 @@ async def _checkpoints(
 def first_id(at: datetime) -> UUID:
     """Below every UUIDv7 of this moment or later."""
     return UUID(int=int(at.timestamp() * 1000) << 80)
-
-
-def _rows(status: str) -> int:
-    """Of a command's tag, `DELETE 12`."""
-    return int(status.rsplit(" ", 1)[1])

@@ -191,18 +191,21 @@ RATES = f"""
     WHERE (b.posted, b.held, b.suspense) IS DISTINCT FROM (owed.posted, owed.held, owed.suspense)
 """
 
+# The fold of what lies before the end of epoch $1.
+_UNTIL = """
+    SELECT bucket_id, sum(posted) AS posted, sum(held) AS held, sum(suspense) AS suspense,
+        sum(lapsed) AS lapsed
+    FROM audit_folds WHERE epoch <= $1 GROUP BY bucket_id
+"""
+
 # $1: the epoch of a checkpoint that is not the one which was built on.
-CHECKPOINT = """
+CHECKPOINT = f"""
     SELECT format('the checkpoint of epoch %s, bucket %s: posted/held/suspense/lapsed are'
         ' %s/%s/%s/%s, the entries until then say %s/%s/%s/%s', $1::integer,
         coalesce(c.bucket_id, f.bucket_id), c.posted, c.held, c.suspense, c.lapsed,
         f.posted, f.held, f.suspense, f.lapsed)
     FROM (SELECT * FROM checkpoint_buckets WHERE epoch = $1) AS c
-    FULL JOIN (
-        SELECT d.bucket_id, sum(d.posted) AS posted, sum(d.held) AS held,
-            sum(d.suspense) AS suspense, sum(d.lapsed) AS lapsed
-        FROM audit_folds d WHERE d.epoch <= $1 GROUP BY d.bucket_id
-    ) AS f ON f.bucket_id = c.bucket_id
+    FULL JOIN ({_UNTIL}) AS f ON f.bucket_id = c.bucket_id
     LEFT JOIN buckets b ON b.id = f.bucket_id
     WHERE (b.id IS NULL OR b.unit = 'nano_usd')
         AND (coalesce(c.posted, 0), coalesce(c.held, 0), coalesce(c.suspense, 0),
@@ -211,13 +214,10 @@ CHECKPOINT = """
             coalesce(f.lapsed, 0))
 """
 
-WRITE_CHECKPOINT = """
+WRITE_CHECKPOINT = f"""
     INSERT INTO checkpoint_buckets (epoch, bucket_id, posted, held, suspense, lapsed)
-    SELECT $1, f.bucket_id, sum(f.posted), sum(f.held), sum(f.suspense), sum(f.lapsed)
-    FROM audit_folds f JOIN buckets b ON b.id = f.bucket_id AND b.unit = 'nano_usd'
-    WHERE f.epoch <= $1
-    GROUP BY f.bucket_id
-    HAVING sum(f.posted) <> 0 OR sum(f.held) <> 0 OR sum(f.suspense) <> 0 OR sum(f.lapsed) <> 0
+    SELECT $1, f.* FROM ({_UNTIL}) AS f JOIN buckets b ON b.id = f.bucket_id
+    WHERE b.unit = 'nano_usd' AND (f.posted, f.held, f.suspense, f.lapsed) <> (0, 0, 0, 0)
 """
 
 # The newest sealed epoch, and the newest whose entries are no longer in the ledger.

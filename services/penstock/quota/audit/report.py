@@ -53,8 +53,13 @@ class AuditReport:
     gone_epochs: tuple[int, ...] = ()
 
     @property
+    def findings(self) -> list[str]:
+        """Of all checks."""
+        return [finding for check in self.checks for finding in check.findings]
+
+    @property
     def ok(self) -> bool:
-        return all(not check.findings for check in self.checks)
+        return not self.findings
 
 
 @dataclass

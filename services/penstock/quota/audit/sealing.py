@@ -162,7 +162,7 @@ async def _write(examination: Examination, report: AuditReport, epoch: int) -> S
     open_reservations = 0
     async for low, high in examination.ranges_of_reservations("carrying over"):
         written = await connection.execute(reservations.CARRY, low, high, base, epoch)
-        open_reservations += _rows(written)
+        open_reservations += rows_of(written)
     last = await connection.fetchval("SELECT max(id) FROM entries WHERE epoch = $1", epoch)
     count, adjustments = await digests.adjustments_digest(connection, last or 0)
     before = await connection.fetchval("SELECT digest FROM epochs WHERE id = $1", epoch - 1)
@@ -182,7 +182,7 @@ async def _write(examination: Examination, report: AuditReport, epoch: int) -> S
         count,
         adjustments,
     )
-    return Sealed(epoch, report, _rows(buckets), open_reservations, digest.hex())
+    return Sealed(epoch, report, rows_of(buckets), open_reservations, digest.hex())
 
 
 async def seal(dsn: str, progress: Progress = quiet, *, dry_run: bool = False) -> Sealed:
@@ -210,6 +210,6 @@ def _until(report: AuditReport, epoch: int) -> tuple[int, int]:
     return sum(entries for _, entries, _ in before), sum(posted for *_, posted in before)
 
 
-def _rows(status: str) -> int:
-    """Of a command's tag, `INSERT 0 12`."""
+def rows_of(status: str) -> int:
+    """Of a command's tag, `INSERT 0 12` or `DELETE 12`."""
     return int(status.rsplit(" ", 1)[1])

@@ -208,22 +208,24 @@ ADJUSTMENTS = """
         OR (a.reservation_id IS NULL AND a.account_id IS DISTINCT FROM e.account_id)
 """
 
+# What the last entry until the end of epoch $1 says of each subject.
+_UNTIL = """
+    SELECT DISTINCT ON (subject, subject_id) subject, subject_id, entry_id, account_id, settings
+    FROM audit_settings WHERE epoch <= $1 ORDER BY subject, subject_id, entry_id DESC
+"""
+
 # $1: the epoch of a checkpoint that is not the one which was built on.
-CHECKPOINT = """
+CHECKPOINT = f"""
     SELECT format('the checkpoint of epoch %s, %s %s: its settings are not those of its last entry'
         ' until then', $1::integer, coalesce(c.subject, f.subject),
         coalesce(c.subject_id, f.subject_id))
     FROM (SELECT * FROM checkpoint_settings WHERE epoch = $1) AS c
-    FULL JOIN (
-        SELECT DISTINCT ON (subject, subject_id) subject, subject_id, entry_id, account_id, settings
-        FROM audit_settings WHERE epoch <= $1 ORDER BY subject, subject_id, entry_id DESC
-    ) AS f ON f.subject = c.subject AND f.subject_id = c.subject_id
+    FULL JOIN ({_UNTIL}) AS f ON f.subject = c.subject AND f.subject_id = c.subject_id
     WHERE (c.entry_id, c.account_id, c.settings)
         IS DISTINCT FROM (f.entry_id, f.account_id, f.settings)
 """
 
-WRITE_CHECKPOINT = """
+WRITE_CHECKPOINT = f"""
     INSERT INTO checkpoint_settings (epoch, subject, subject_id, entry_id, account_id, settings)
-    SELECT DISTINCT ON (subject, subject_id) $1, subject, subject_id, entry_id, account_id, settings
-    FROM audit_settings WHERE epoch <= $1 ORDER BY subject, subject_id, entry_id DESC
+    SELECT $1, f.* FROM ({_UNTIL}) AS f
 """

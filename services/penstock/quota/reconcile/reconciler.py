@@ -20,6 +20,7 @@ from penstock.quota.reconcile.rule import Group, Plan, Reported, Standing, plan
 from penstock.quota.reconcile.store import Open, Period, ReconcileStore
 from penstock.quota.store.adjust_store import Adjustment, AdjustStore
 from penstock.quota.store.changes import Change
+from penstock.quota.store.database import BUSY
 
 OUTCOME = "RECONCILED"
 """Of an attempt in suspense that was settled by what the provider billed (0006_reconcile.sql)."""
@@ -223,7 +224,7 @@ class Reconciler:
                 await self._adjustments.adjust(self._change, wanted)
                 return
             except errors.Unavailable as error:
-                if error.reason != "LEDGER_BUSY" or again == TRIES_MAX - 1:
+                if error.reason != BUSY or again == TRIES_MAX - 1:
                     raise
             await asyncio.sleep(RETRY_SECONDS * 2**again)
 

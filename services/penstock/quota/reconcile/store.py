@@ -1,15 +1,17 @@
 """What reconciliation reads and writes in the ledger's database. Amounts are nano-USD."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+
+import asyncpg
 
 from penstock.core import errors, postgres
 from penstock.quota.account import AccountKind
 from penstock.quota.alerts.drift import record_drift
 from penstock.quota.reconcile.rule import Group, Reported, Standing, rounding_nano_usd
-from penstock.quota.store.changes import Change, unknown_account
+from penstock.quota.store.changes import Change, require_account
 from penstock.quota.store.database import Database
 
 DAY_TIMEOUT_SECONDS = 60
@@ -51,32 +53,34 @@ class ReconcileStore:
     async def opened(cls, database: Database, period: Period) -> AsyncIterator["ReconcileStore"]:
         """Raises FailedPrecondition (RECONCILIATION_RUNNING): another one of this provider runs."""
         async with database.connection() as connection:
-            # A session's lock: PostgreSQL frees it with the connection, however this process ends.
-            if not await connection.fetchval(
-                "SELECT pg_try_advisory_lock(hashtext($1), hashtext($2))",
-                _LOCK_CLASS,
-                period.provider,
-            ):
-                raise errors.FailedPrecondition(
-                    f"provider {period.provider!r} is being reconciled already; wait for its end",
-                    reason="RECONCILIATION_RUNNING",
-                )
             try:
+                if not await connection.fetchval(
+                    "SELECT pg_try_advisory_lock(hashtext($1), hashtext($2))",
+                    _LOCK_CLASS,
+                    period.provider,
+                ):
+                    raise errors.FailedPrecondition(
+                        f"provider {period.provider!r} is being reconciled already; wait for its"
+                        " end",
+                        reason="RECONCILIATION_RUNNING",
+                    )
                 await connection.execute(f"SET statement_timeout = '{DAY_TIMEOUT_SECONDS}s'")
+                with suppress(asyncpg.LockNotAvailableError):  # a vacuum is at it
+                    await connection.execute(
+                        "SELECT brin_summarize_new_values('reservations_days')"
+                    )
                 yield cls(connection, period)
             finally:
-                if not connection.is_closed():
-                    await connection.execute("SELECT pg_advisory_unlock_all()")
-                    await connection.execute("RESET statement_timeout")
+                await postgres.end_session(connection)  # the lock ends with it
 
     async def check_days(self) -> None:
         """Raises FailedPrecondition (DAYS_PRUNED): attempts of them are no longer there."""
         until = await self._connection.fetchval(
             "SELECT until FROM pruned_attempts WHERE provider = $1", self._period.provider
         )
-        if until is None or self._period.since > until.astimezone(UTC).date():
+        if until is None or self._period.since > until.date():
             return
-        first = until.astimezone(UTC).date() + timedelta(days=1)
+        first = until.date() + timedelta(days=1)
         raise errors.FailedPrecondition(
             f"attempts at {self._period.provider!r} until {until:%Y-%m-%d %H:%M} UTC were pruned:"
             f" what was billed for them cannot be compared; reconcile from {first} on",
@@ -94,12 +98,7 @@ class ReconcileStore:
                 reason="UNTIL_INVALID",
             )
         for kind, account_id in accounts:
-            if not await self._connection.fetchval(
-                "SELECT 1 FROM accounts WHERE id = $1 AND kind = $2::text::account_kind",
-                account_id,
-                kind,
-            ):
-                raise unknown_account(kind, account_id)
+            await require_account(self._connection, kind, account_id)
 
     async def standings(self, day: date) -> dict[Group, Standing]:
         """Of each group of the day that the ledger knows."""

@@ -8,8 +8,8 @@ import asyncpg
 from penstock.core import errors, postgres
 from penstock.core.money import format_usd
 from penstock.quota.account import AccountKind, format_id
-from penstock.quota.store.changes import Change, Writing, changing
-from penstock.quota.store.database import BUSY, BUSY_RETRY_SECONDS, Database
+from penstock.quota.store.changes import Change, Writing, changing, require_account
+from penstock.quota.store.database import Database, busy
 from penstock.quota.store.entry_store import entry_by_id
 from penstock.quota.store.reused import reused
 
@@ -27,12 +27,9 @@ _WARN = """
     FROM unnest($1::bigint[], $2::bigint[]) AS u (id, amount)
     JOIN buckets b ON b.id = u.id
     JOIN budgets x ON x.id = b.budget_id
-    CROSS JOIN unnest(x.soft_percents) AS per_cent
-    CROSS JOIN LATERAL (
-        SELECT b.posted + b.suspense AS spent,
-            ceil(x.limit_amount::numeric * per_cent / 100) AS soft
-    ) AS s
-    WHERE s.spent >= s.soft AND s.spent - u.amount < s.soft
+    CROSS JOIN unnest(x.soft_percents, x.soft_amounts) AS t (per_cent, soft)
+    CROSS JOIN LATERAL (SELECT b.posted + b.suspense AS spent) AS s
+    WHERE s.spent >= t.soft AND s.spent - u.amount < t.soft
     ON CONFLICT DO NOTHING
 """
 
@@ -101,13 +98,7 @@ class AdjustStore:
 
 async def _check_target(connection: postgres.Connection, wanted: Adjustment) -> None:
     if wanted.account is not None:
-        kind, account_id = wanted.account
-        if not await connection.fetchval(
-            "SELECT 1 FROM accounts WHERE id = $1 AND kind = $2", account_id, kind
-        ):
-            raise errors.NotFound(
-                f"{format_id(kind, account_id)} does not exist", reason=f"{kind.upper()}_UNKNOWN"
-            )
+        await require_account(connection, *wanted.account)
     elif not await connection.fetchval(
         "SELECT 1 FROM reservations WHERE id = $1", wanted.reservation_id
     ):
@@ -236,11 +227,7 @@ async def _lock_reservation(
             " WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE",
             reservation["lies_in"],
         )
-    raise errors.Unavailable(
-        f"reservation {reservation_id} is being changed by others all the while; try again",
-        reason=BUSY,
-        retry_after_seconds=BUSY_RETRY_SECONDS,
-    )
+    raise busy(f"reservation {reservation_id}")
 
 
 def _check_state(reservation: Any) -> None:

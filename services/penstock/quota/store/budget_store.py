@@ -80,9 +80,7 @@ class BudgetStore:
                     f"{what}_{budget_id} does not exist", reason=f"{what.upper()}_UNKNOWN"
                 )
             await connection.execute(
-                "UPDATE budgets SET closed_at = coalesce(closed_at, ledger_now()),"
-                # Extensions of what it holds go on without it.
-                " limit_lowered_at = ledger_now() WHERE id = $1",
+                "UPDATE budgets SET closed_at = coalesce(closed_at, ledger_now()) WHERE id = $1",
                 budget_id,
             )
             after = await _by_id(connection, budget_id)
@@ -173,9 +171,7 @@ async def _write(
         budget_id = before.id
         await connection.execute(
             "UPDATE budgets SET time_zone = $2, limit_amount = $3, providers = $4, models = $5,"
-            " tags = $6, soft_percents = $7, closed_at = NULL, limit_lowered_at = CASE"
-            " WHEN $3 < coalesce(limit_amount, 9223372036854775807)"
-            " THEN ledger_now() ELSE limit_lowered_at END WHERE id = $1",
+            " tags = $6, soft_percents = $7, closed_at = NULL WHERE id = $1",
             budget_id,
             wish.time_zone or before.time_zone,
             wish.limit,

@@ -9,7 +9,7 @@ import msgspec
 
 from penstock.core import errors, postgres
 from penstock.quota.account import AccountKind, format_id
-from penstock.quota.store.database import BUSY_RETRY_SECONDS, Database
+from penstock.quota.store.database import Database, busy
 
 _encode = msgspec.json.Encoder().encode
 
@@ -39,6 +39,7 @@ class Writing:
         """The entry of a change to the account; none where nothing changed."""
         if before == after:
             return
+        await self.new_version(account_id)
         await self.connection.execute(
             "INSERT INTO entries"
             " (epoch, at, operation, account_id, bucket_ids, actor, reason, detail)"
@@ -48,6 +49,17 @@ class Writing:
             self.change.actor,
             self.change.reason,
             detail(what, before, after),
+        )
+
+    async def new_version(self, *account_ids: int) -> None:
+        """Batches that found their budgets and grants before this change look again."""
+        await self.connection.execute(
+            "INSERT INTO configuration_versions AS v"
+            " SELECT coalesce(org_id, id), 1 FROM accounts WHERE id = ANY ($1)"
+            # Which provider belongs to which pool: batches know a pool by its providers.
+            " UNION SELECT 0, 1 FROM accounts WHERE id = ANY ($1) AND kind = 'pool'"
+            " ORDER BY 1 ON CONFLICT (account_id) DO UPDATE SET version = v.version + 1",
+            account_ids,
         )
 
     async def lock_account(self, kind: AccountKind, account_id: int) -> asyncpg.Record:
@@ -77,11 +89,7 @@ async def changing(database: Database, change: Change) -> AsyncIterator[Writing]
                 if change.dry_run:
                     raise _DryRunError
     except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError) as error:
-        raise errors.Unavailable(
-            "the account is being changed by somebody else; try again",
-            reason="LEDGER_BUSY",
-            retry_after_seconds=BUSY_RETRY_SECONDS,
-        ) from error
+        raise busy("the account") from error
 
 
 async def require_account(

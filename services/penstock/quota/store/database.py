@@ -58,11 +58,7 @@ class Database:
             async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_SECONDS) as connection:
                 yield connection
         except (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError) as error:
-            raise errors.Unavailable(
-                "the account is being changed by somebody else; try again",
-                reason=BUSY,
-                retry_after_seconds=BUSY_RETRY_SECONDS,
-            ) from error
+            raise busy("the account") from error
         except asyncpg.UndefinedTableError as error:
             raise _unavailable("its schema is missing: run `penstock quota migrate`") from error
         except asyncpg.UndefinedFunctionError as error:
@@ -82,7 +78,17 @@ class Database:
             async with asyncio.timeout(CHECK_TIMEOUT_SECONDS), self.connection() as connection:
                 return await postgres.schema_version(connection) >= len(MIGRATIONS)
         except (errors.Unavailable, TimeoutError):
+            # Where a server vanished without a word, each of them would be tried for seconds.
+            await self._pool.expire_connections()
             return False
+
+
+def busy(what: str) -> errors.Unavailable:
+    return errors.Unavailable(
+        f"{what} is being changed by somebody else; try again",
+        reason=BUSY,
+        retry_after_seconds=BUSY_RETRY_SECONDS,
+    )
 
 
 def _unavailable(why: str) -> errors.Unavailable:

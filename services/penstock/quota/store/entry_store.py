@@ -1,4 +1,5 @@
 """Entries, newest first, by whatever an operator or a router asks for."""
+# ruff: noqa: S608 - of our own texts; values are arguments.
 
 import json
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ _COLUMNS = """
         SELECT e.operation IN ('settle', 'late_settle', 'void', 'count') AS ends) AS x
     ORDER BY e.id DESC
 """
-_BY_ID = "WITH page AS MATERIALIZED (SELECT * FROM entries WHERE id = $1)" + _COLUMNS  # noqa: S608
+_BY_ID = "WITH page AS MATERIALIZED (SELECT * FROM entries WHERE id = $1)" + _COLUMNS
 _BELOW = {
     "org": "SELECT id FROM accounts WHERE id = {0} OR org_id = {0}",
     "team": "SELECT id FROM accounts WHERE id = {0} OR team_id = {0}",
@@ -66,12 +67,10 @@ class EntryStore:
         """Newest first, older than the entry `before_id`. Raises NotFound: the account."""
         query, arguments = entries_query(wanted, before_id=before_id, rows_max=rows_max)
         async with self._database.connection() as connection, connection.transaction():
-            for account in (
-                wanted.account,
-                None if wanted.key_id is None else ("key", wanted.key_id),
-            ):
-                if account is not None:
-                    await require_account(connection, account[0], account[1])
+            if wanted.account is not None:
+                await require_account(connection, *wanted.account)
+            if wanted.key_id is not None:
+                await require_account(connection, "key", wanted.key_id)
             # What is asked for differs from call to call: no plan of another call fits, nor one
             # that was made for an empty table.
             await connection.execute("SET LOCAL enable_seqscan = off")
@@ -109,14 +108,11 @@ def entries_query(
     join = " LEFT JOIN reservations r ON r.id = e.reservation_id" if joined else ""
     where = " AND ".join(conditions) or "true"
     limit = place(rows_max)
-    page = (
-        f"SELECT e.* FROM entries e{join}"  # noqa: S608 - of our own texts; values are arguments
-        f" WHERE {where} ORDER BY e.id DESC LIMIT {limit}"
-    )
+    page = f"SELECT e.* FROM entries e{join} WHERE {where} ORDER BY e.id DESC LIMIT {limit}"
     if source is not None:
         # The newest of each account or reservation by its own index, then the newest of these.
         page = (
-            f"SELECT n.* FROM ({source.ids}) AS l"  # noqa: S608 - likewise
+            f"SELECT n.* FROM ({source.ids}) AS l"
             f" CROSS JOIN LATERAL ({page}) AS n ORDER BY n.id DESC LIMIT {limit}"
         )
     return f"WITH page AS MATERIALIZED ({page})" + _COLUMNS, arguments
@@ -135,7 +131,7 @@ def _source(wanted: EntryFilter, place: Any) -> _Source | None:
     if wanted.reservation_id:
         return _Source(f"SELECT {place(wanted.reservation_id)}::uuid AS id", "reservation_id")
     if wanted.request_id:
-        ids = f"SELECT id FROM reservations WHERE request_id = {place(wanted.request_id)}"  # noqa: S608
+        ids = f"SELECT id FROM reservations WHERE request_id = {place(wanted.request_id)}"
         return _Source(ids, "reservation_id")
     if wanted.key_id is not None:
         return _Source(_BELOW["key"].format(place(wanted.key_id)), "account_id")

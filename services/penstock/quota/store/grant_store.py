@@ -6,7 +6,7 @@ import asyncpg
 import msgspec
 
 from penstock.core import errors, postgres
-from penstock.quota.account import AccountKind
+from penstock.quota.account import AccountKind, format_grant_id, format_id
 from penstock.quota.budget import Grant, GrantWish
 from penstock.quota.store.budget_store import scope_columns, scope_of
 from penstock.quota.store.changes import Change, Writing, changing, detail, require_account
@@ -65,6 +65,7 @@ class GrantStore:
             )
             grant = _grant(await connection.fetchrow(_GRANTS + "WHERE g.id = $1", grant_id))
             await _check_expiry(connection, grant)
+            await writing.new_version(wish.account_id)
             await _enter(
                 writing,
                 "grant",
@@ -84,7 +85,9 @@ class GrantStore:
             connection = writing.connection
             row = await _lock(connection, grant_id)
             if row is None:
-                raise errors.NotFound(f"grant_{grant_id} does not exist", reason="GRANT_UNKNOWN")
+                raise errors.NotFound(
+                    f"{format_grant_id(grant_id)} does not exist", reason="GRANT_UNKNOWN"
+                )
             before = _grant(row)
             # One that has not begun never does.
             await connection.execute(
@@ -168,8 +171,8 @@ async def _check_count(connection: postgres.Connection, wish: GrantWish) -> None
     )
     if count >= OPEN_GRANTS_MAX:
         raise errors.FailedPrecondition(
-            f"{wish.account_kind}_{wish.account_id} has {count} grants that are not used up, of at"
-            f" most {OPEN_GRANTS_MAX}; end some, or grant larger amounts",
+            f"{format_id(wish.account_kind, wish.account_id)} has {count} grants that are not used"
+            f" up, of at most {OPEN_GRANTS_MAX}; end some, or grant larger amounts",
             reason="GRANTS_TOO_MANY",
         )
 

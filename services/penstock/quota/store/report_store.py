@@ -1,4 +1,5 @@
 """What was spent, read from the entries."""
+# ruff: noqa: S608 - of our own texts.
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -57,9 +58,9 @@ _BELOW = "SELECT a.id FROM accounts a WHERE $3 IN (a.org_id, a.team_id, a.id)"
 _ALL = _USAGE.format(entries="entries", holders="", pool="")
 _OF_ACCOUNT = _USAGE.format(
     # Each account's own entries by their index.
-    entries=f"({_BELOW}) AS l CROSS JOIN LATERAL"  # noqa: S608 - of our own texts
+    entries=f"({_BELOW}) AS l CROSS JOIN LATERAL"
     " (SELECT * FROM entries n WHERE n.account_id = l.id OFFSET 0)",
-    holders=f"AND r.key_id IN ({_BELOW}) AND r.org_id ="  # noqa: S608 - likewise
+    holders=f"AND r.key_id IN ({_BELOW}) AND r.org_id ="
     " (SELECT coalesce(o.org_id, o.id) FROM accounts o WHERE o.id = $3)",
     pool="",
 )

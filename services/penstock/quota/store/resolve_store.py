@@ -5,7 +5,7 @@ import asyncpg
 from penstock.core import errors
 from penstock.quota.ledger import Answer, Settle
 from penstock.quota.store.changes import Change, changing
-from penstock.quota.store.database import BUSY_RETRY_SECONDS, Database
+from penstock.quota.store.database import Database, busy
 from penstock.quota.store.ledger_store import Timed, apply_on
 
 
@@ -41,9 +41,5 @@ class ResolveStore:
                         },
                     )
         except asyncpg.UniqueViolationError as error:
-            raise errors.Unavailable(
-                "the reservation is being changed by somebody else; try again",
-                reason="LEDGER_BUSY",
-                retry_after_seconds=BUSY_RETRY_SECONDS,
-            ) from error
+            raise busy("the reservation") from error
         return outcome

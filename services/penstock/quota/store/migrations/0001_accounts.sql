@@ -53,6 +53,13 @@ CREATE TABLE pool_providers (
 );
 CREATE INDEX pool_providers_pool ON pool_providers (pool_id);
 
+-- How often the configuration of an organisation (with all that lies in it) or of a pool was changed; 0:
+-- which provider belongs to which pool. A batch that waited for locks sees whether it did so in vain.
+CREATE TABLE configuration_versions (
+    account_id bigint PRIMARY KEY,
+    version bigint NOT NULL
+);
+
 -- A rate limit is a budget in another unit than money.
 CREATE TYPE budget_unit AS ENUM ('nano_usd', 'requests', 'tokens', 'in_flight');
 CREATE TYPE window_kind AS ENUM ('minute', 'hour', 'day', 'week', 'month', 'total');
@@ -73,8 +80,6 @@ CREATE TABLE budgets (
     time_zone text NOT NULL,
     -- NULL is spelled `unlimited` by the operator; 0 is a limit.
     limit_amount bigint CHECK (limit_amount >= 0),
-    -- Set when a limit was ever lowered: the balances may lie above it without anybody's fault.
-    limit_lowered_at timestamptz,
     -- What it applies to, as LIKE patterns; empty: everything.
     providers text[] NOT NULL DEFAULT '{}',
     models text[] NOT NULL DEFAULT '{}',

@@ -31,12 +31,6 @@ CREATE TYPE ledger_operation AS (
 
 -- What all attempts of one key, provider, model and set of tags have in common.
 CREATE TYPE ledger_route AS (
-    place integer,
-    key_id bigint,
-    pool pool_kind,
-    provider text,
-    model text,
-    tags jsonb,
     org_id bigint,
     pool_id bigint,
     reason text,                -- why nothing may be reserved on it
@@ -48,10 +42,12 @@ CREATE TYPE ledger_route AS (
 );
 
 -- The routes of a batch's reserves and extends, each once; `route_of` the operation in place n is
--- `routes[route_of[n]]`. Opens the windows that they are the first to touch.
+-- `routes[route_of[n]]`. Opens the windows that they are the first to touch. `version`: of the
+-- configuration of the organisations and pools, all together.
 CREATE FUNCTION find_routes(
     operations ledger_operation[], at timestamptz,
-    OUT routes ledger_route[], OUT route_of integer[], OUT org_ids bigint[], OUT pool_ids bigint[]
+    OUT routes ledger_route[], OUT route_of integer[], OUT org_ids bigint[], OUT pool_ids bigint[],
+    OUT version bigint
 )
 LANGUAGE plpgsql VOLATILE AS $$
 #variable_conflict use_column
@@ -94,19 +90,23 @@ BEGIN
             LEFT JOIN pool_providers pp ON pp.provider = d.provider AND d.pool = 'paid'
             LEFT JOIN accounts p ON p.id = pp.pool_id
         )
-        SELECT
+        SELECT f.*, (SELECT sum(v.version) FROM configuration_versions v
+            WHERE v.account_id = ANY (f.org_ids || f.pool_ids || 0::bigint))
+        INTO routes, route_of, org_ids, pool_ids, missing, version
+        FROM (SELECT
             array_agg(ROW(
-                d.place, d.key_id, d.pool, d.provider, d.model, d.tags, d.org_id, d.pool_id,
+                d.org_id, d.pool_id,
                 coalesce(d.reason, CASE
                     WHEN d.pool <> 'cache' AND w.pays IS NOT TRUE THEN 'BUDGET_MISSING' END),
                 coalesce(w.bucket_ids, '{}'), g.grant_ids, g.credit_ids,
                 d.prepaid_id, d.prepaid_pool_id
             )::ledger_route ORDER BY d.place),
             (SELECT array_agg(a.place ORDER BY a.n) FROM asked a),
-            coalesce(array_agg(DISTINCT d.org_id) FILTER (WHERE d.org_id IS NOT NULL), '{}'),
-            coalesce(array_agg(DISTINCT d.pool_id) FILTER (WHERE d.pool_id IS NOT NULL), '{}'),
+            coalesce(array_agg(DISTINCT d.org_id) FILTER (WHERE d.org_id IS NOT NULL), '{}')
+                AS org_ids,
+            coalesce(array_agg(DISTINCT d.pool_id) FILTER (WHERE d.pool_id IS NOT NULL), '{}')
+                AS pool_ids,
             string_agg(w.missing, ',')
-        INTO routes, route_of, org_ids, pool_ids, missing
         FROM paths d
         CROSS JOIN LATERAL (
             SELECT array_agg(b.id ORDER BY l.level, x.unit, x.kind, x.id)
@@ -131,13 +131,14 @@ BEGIN
                 AS l (side, account_id)
             CROSS JOIN LATERAL (
                 SELECT * FROM grants
-                WHERE account_id = l.account_id AND at < expires_at OFFSET 0) AS g
+                WHERE account_id = l.account_id AND starts_at <= at AND at < expires_at
+                OFFSET 0) AS g
             CROSS JOIN LATERAL (SELECT * FROM buckets WHERE grant_id = g.id OFFSET 0) AS b
-            WHERE d.pool <> 'cache' AND g.starts_at <= at
+            WHERE d.pool <> 'cache'
                 AND b.posted + b.lapsed < g.amount
                 AND (g.commercial_use OR l.side = 1 OR NOT d.commercial)
                 AND applies(g.providers, g.models, g.tags, d.provider, d.model, d.tags)
-        ) AS g;
+        ) AS g) AS f;
         EXIT WHEN missing IS NULL;
         INSERT INTO buckets (budget_id, unit, window_key)
         SELECT x.id, x.unit, window_key(x.kind, x.time_zone, at)
@@ -256,6 +257,30 @@ LANGUAGE sql STABLE AS $$
     FROM accounts a WHERE a.id = account
 $$;
 
+-- The first `take` abandoned holds of these owners, in turns, so that nobody waits behind another's;
+-- who has more. `owner`: the column that names them.
+CREATE FUNCTION take_turns(
+    owner text, owner_ids bigint[], except_ids uuid[], at timestamptz, take integer,
+    OUT ids uuid[], OUT left_ids bigint[]
+)
+LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    EXECUTE format(
+        'SELECT array_agg(x.id) FILTER (WHERE x.place <= $4),
+            array_agg(DISTINCT x.owner_id) FILTER (WHERE x.place > $4)
+        FROM (
+            SELECT r.id, u.owner_id, row_number() OVER (ORDER BY r.turn, r.expires_at) AS place
+            FROM (SELECT DISTINCT unnest($1) AS owner_id) AS u, LATERAL (
+                SELECT h.id, h.expires_at, row_number() OVER (ORDER BY h.expires_at) AS turn
+                FROM reservations h
+                WHERE h.state = ''held'' AND h.expires_at <= $3 AND h.%I = u.owner_id
+                    AND h.id <> ALL ($2)
+                ORDER BY h.expires_at LIMIT $4 + 1) AS r
+        ) AS x', owner)
+    INTO ids, left_ids USING owner_ids, except_ids, at, take;
+END
+$$;
+
 -- The abandoned holds of these organisations and pools that a batch resolves; `left_*`: who may have
 -- more. Those of organisations that the batch is not about are met over a pool: where somebody keeps
 -- their rows locked, they are left for later.
@@ -278,18 +303,8 @@ BEGIN
         WHERE r.state = 'held' AND r.expires_at <= at AND r.org_id = ANY (org_ids)
         LIMIT abandoned_max + 1);
     IF cardinality(ids) > abandoned_max THEN
-        -- In turns: nobody waits behind another's.
-        SELECT array_agg(x.id) FILTER (WHERE x.place <= abandoned_max),
-            array_agg(DISTINCT x.org_id) FILTER (WHERE x.place > abandoned_max)
-        INTO ids, left_org_ids
-        FROM (
-            SELECT r.id, r.org_id, row_number() OVER (ORDER BY r.turn, r.expires_at) AS place
-            FROM (SELECT DISTINCT unnest(org_ids) AS org_id) AS u, LATERAL (
-                SELECT h.id, h.org_id, h.expires_at, row_number() OVER (ORDER BY h.expires_at) AS turn
-                FROM reservations h
-                WHERE h.state = 'held' AND h.expires_at <= at AND h.org_id = u.org_id
-                ORDER BY h.expires_at LIMIT abandoned_max + 1) AS r
-        ) AS x;
+        SELECT x.ids, x.left_ids INTO ids, left_org_ids
+        FROM take_turns('org_id', org_ids, '{}', at, abandoned_max) AS x;
     END IF;
     IF pool_ids = '{}' THEN
         RETURN;
@@ -300,19 +315,8 @@ BEGIN
             AND r.id <> ALL (ids)
         LIMIT abandoned_max + 1);
     IF cardinality(met) > abandoned_max THEN
-        SELECT array_agg(x.id) FILTER (WHERE x.place <= abandoned_max),
-            array_agg(DISTINCT x.pool_id) FILTER (WHERE x.place > abandoned_max)
-        INTO met, left_pool_ids
-        FROM (
-            SELECT r.id, r.pool_id, row_number() OVER (ORDER BY r.turn, r.expires_at) AS place
-            FROM (SELECT DISTINCT unnest(pool_ids) AS pool_id) AS u, LATERAL (
-                SELECT h.id, h.pool_id, h.expires_at,
-                    row_number() OVER (ORDER BY h.expires_at) AS turn
-                FROM reservations h
-                WHERE h.state = 'held' AND h.expires_at <= at AND h.pool_id = u.pool_id
-                    AND h.id <> ALL (ids)
-                ORDER BY h.expires_at LIMIT abandoned_max + 1) AS r
-        ) AS x;
+        SELECT x.ids, x.left_ids INTO met, left_pool_ids
+        FROM take_turns('pool_id', pool_ids, ids, at, abandoned_max) AS x;
     END IF;
     IF met = '{}' THEN
         RETURN;

@@ -37,12 +37,12 @@ DECLARE
     epoch_now integer := current_epoch();
     -- An id from further ahead than a day is no clock's error.
     ahead_ms constant bigint := 86400000;
-    waited_min constant interval := '250 ms';
     -- Each look at what is touched finds what the one before did not know: soon there is no more.
     looks_max constant integer := 20;
+    -- An operator's script that changes an organisation all the while does not keep it for ever.
+    changes_max constant integer := 10;
     looks integer := 0;
-    looked timestamptz;
-    waited boolean := false;
+    version bigint;
     waited_ms bigint;
     at timestamptz;                 -- of a look: what has expired, which windows are open
     moment timestamptz := ledger_now(); -- after the locks: of all records
@@ -116,7 +116,6 @@ BEGIN
             RAISE EXCEPTION 'a reservation lies in a bucket that is not there'
                 USING ERRCODE = 'data_corrupted';
         END IF;
-        looked := clock_timestamp();
         at := moment;
         path := find_routes(operations, at);
         abandoned := find_abandoned(
@@ -153,18 +152,20 @@ BEGIN
         moment := ledger_now();
         -- The one look at them that everything below is decided on: what commits after it is unknown
         -- here, and a new id that it took is a unique violation.
-        SELECT array_agg(u ORDER BY i.n), count(DISTINCT i.id)
-        INTO known, distinct_ids
+        SELECT array_agg(u ORDER BY i.n), count(DISTINCT i.id),
+            (SELECT sum(v.version) FROM configuration_versions v
+                WHERE v.account_id = ANY (path.org_ids || path.pool_ids || 0::bigint))
+        INTO known, distinct_ids, version
         FROM unnest(ids) WITH ORDINALITY AS i (id, n) LEFT JOIN reservations u ON u.id = i.id;
         IF distinct_ids <> cardinality(ids) THEN
             RAISE EXCEPTION 'an id is in the batch twice'
                 USING ERRCODE = 'invalid_parameter_value';
         END IF;
-        waited := NOT waited AND clock_timestamp() - looked > waited_min;
         -- A new minute opens new windows, and a hold belongs to the one in which it is made.
-        -- What was committed while it waited for locks (a lower limit, a new budget, the end of a
-        -- key) holds for it; what ended since its routes were found, always.
-        IF waited OR date_trunc('minute', at) <> date_trunc('minute', moment)
+        -- What was committed since its routes were found (a lower limit, a new budget, the end of a
+        -- key) holds for it, and so does what has ended by itself.
+        IF version IS DISTINCT FROM path.version AND looks < changes_max
+            OR date_trunc('minute', at) <> date_trunc('minute', moment)
             OR ended_ids IS NOT NULL AND EXISTS (
                 SELECT FROM unnest(path.routes) AS u
                 WHERE u.bucket_ids || u.grant_ids || u.credit_ids && ended_ids)
