@@ -30,7 +30,7 @@ from penstock.core.postgres_server import PrivateServer
 
 PAIRS_PER_SECOND_GOAL = 20_000
 OF_SQL_GOAL = 0.7
-OF_BATCHED_GOAL = 0.8
+HOT_GOAL = 0.8
 P99_GOAL_SECONDS = 0.010
 STREAMS = 4
 """Of each quota process: as many keep it busy."""
@@ -132,12 +132,13 @@ async def _hot_pool(bench: Bench) -> list[Figure]:
     dsn = await new_ledger(bench.server)
     keys = await add_accounts(dsn)
     await add_pool(dsn)
-    name = f"hot pool: all on one provider, {HOT_POOL_PROCESSES} quota processes"
-    run = await _measure(bench, dsn, keys, provider=POOL_PROVIDER, processes=HOT_POOL_PROCESSES)
     apart = await _measure(bench, dsn, keys, processes=HOT_POOL_PROCESSES)
+    run = await _measure(bench, dsn, keys, provider=POOL_PROVIDER, processes=HOT_POOL_PROCESSES)
+    of_apart = run.pairs_per_second / apart.pairs_per_second
     return [
-        _compared(bench, name, run),
-        _compared(bench, f"{HOT_POOL_PROCESSES} quota processes without a pool", apart, goal=False),
+        _compared(bench, f"{HOT_POOL_PROCESSES} quota processes", apart, goal=False),
+        _compared(bench, "hot pool: the same, all on one provider's account", run, goal=False),
+        Figure("… of theirs", f"{of_apart:.0%}", *_at_least(of_apart)),
     ]
 
 
@@ -231,9 +232,11 @@ def _compared(bench: Bench, name: str, run: _Run, *, goal: bool = True) -> Figur
         return Figure(name, value)
     ratio = run.pairs_per_second / bench.batched
     value = f"{value}, {ratio:.0%} of the batched stream's"
-    if not goal:
-        return Figure(name, value)
-    return Figure(name, value, f"≥ {OF_BATCHED_GOAL:.0%}", ratio >= OF_BATCHED_GOAL)
+    return Figure(name, value, *_at_least(ratio)) if goal else Figure(name, value)
+
+
+def _at_least(ratio: float) -> tuple[str, bool]:
+    return f"≥ {HOT_GOAL:.0%}", ratio >= HOT_GOAL
 
 
 def _rate(pairs_per_second: float) -> str:

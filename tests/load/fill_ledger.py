@@ -38,7 +38,6 @@ class Filled:
 
     first_org_id: int
     orgs: int
-    first_team_id: int
     teams: int
     first_key_id: int
     keys: int
@@ -179,7 +178,6 @@ async def fill(
     return Filled(
         first_org_id=first - teams - orgs,
         orgs=orgs,
-        first_team_id=first - teams,
         teams=teams,
         first_key_id=first,
         keys=accounts,

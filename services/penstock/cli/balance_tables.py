@@ -37,7 +37,9 @@ def balance_views(balance: quota_pb2.Balance, known: Sequence[Named]) -> list[Vi
         views.append(_unusable(balance.unusable_grants, known))
     if balance.rates:
         views.append(_rates(balance.rates, known))
-    return views or ["no budget, credit or rate limit: without a budget nothing is admitted"]
+    return views or [
+        "no budget, credit or rate limit of its own: an attempt needs a budget here or above"
+    ]
 
 
 def _waits(budget: quota_pb2.BudgetBalance) -> bool:

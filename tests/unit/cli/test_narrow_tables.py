@@ -1,6 +1,7 @@
 """The widest lists on a terminal of 80 columns: they fit, ids are whole, money is not hidden."""
 
 import io
+from collections.abc import Callable
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -105,7 +106,7 @@ def grants() -> Table:
 
 
 @pytest.mark.parametrize("table", [budget_balances, grant_balances, budgets, grants])
-def test_money_that_waits_or_lapsed_is_not_hidden(table) -> None:  # type: ignore[no-untyped-def]
+def test_money_that_waits_or_lapsed_is_not_hidden(table: Callable[[], Table]) -> None:
     text, dropped = drawn(table())
     assert [] == [name for name in ("held", "suspense", "lapsed") if name in dropped]
     assert "0.087654321" in text

@@ -218,11 +218,11 @@ BEGIN
                         WHEN 'nano_usd' THEN x.amount WHEN 'tokens' THEN x.tokens ELSE 1 END;
                     b_held[p] := b_held[p] + held_sign * counts;
                     CONTINUE WHEN b_units[p] = 'in_flight';
-                    b_suspense[p] := b_suspense[p] + suspense_sign * counts;
+                    IF suspense_sign <> 0 THEN
+                        b_suspense[p] := b_suspense[p] + suspense_sign * counts;
+                    END IF;
                     b_posted[p] := b_posted[p] + CASE b_units[p]
                         WHEN 'nano_usd' THEN spent WHEN 'tokens' THEN tokens ELSE requests END;
-                    alarming := alarming OR coalesce(
-                        b_posted[p] + b_suspense[p] >= b_soft[p], false);
                 END LOOP;
                 shares := slices_posted(x.slice_amounts, x.slice_sides, x.amount, spent);
                 FOR k IN 1 .. coalesce(cardinality(x.slice_ids), 0) LOOP
@@ -490,6 +490,10 @@ BEGIN
         s.slice_ids, s.slice_held, s.slice_suspense, s.slice_posted
     FROM unnest(steps) AS s;
 
+    FOR place IN 1 .. coalesce(cardinality(b_ids), 0) LOOP
+        EXIT WHEN alarming;
+        alarming := coalesce(b_posted[place] + b_suspense[place] >= b_soft[place], false);
+    END LOOP;
     IF alarming THEN
         INSERT INTO alerts (alert_key, kind, at, account_id, detail)
         SELECT f.kind || ':' || s.id, f.kind, moment, s.key_id, jsonb_build_object(
