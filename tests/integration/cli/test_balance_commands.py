@@ -126,7 +126,8 @@ async def test_without_an_account_it_is_the_ready_made_keys(
 
 async def test_an_account_that_has_nothing_is_told_what_follows(operator: Operator) -> None:
     org, _, _ = await operator.ledger.new_path()
-    assert "an attempt needs a budget here or above" in await operator.said("ledger", "balance", f"org_{org}")
+    said = await operator.said("ledger", "balance", f"org_{org}")
+    assert "an attempt needs a budget here or above" in said
 
 
 async def test_what_does_not_exist_is_told_with_what_does(operator: Operator) -> None:
