@@ -1,9 +1,9 @@
 """What the router takes, the services behind it take too: nothing is refused at the second door."""
 
 from penstock.core import ids
+from penstock.core.catalogue import STAND_IN_SUFFIX
 from penstock.quota import wire
 from penstock.quota.v1.quota_pb2 import POOL_KIND_PAID, ReserveRequest, SettleRequest
-from penstock.router.backends.providers import STAND_IN_SUFFIX
 from penstock.router.estimate import REPORTED_TOKENS_MAX
 from penstock.router.validation import request as limits
 from penstock.type.v1.chat_pb2 import Usage

@@ -10,6 +10,8 @@ _SQL = "quota/store/migrations/"
 APPLY = _SQL + "0004_apply_batch.sql"
 PARTS = _SQL + "0003_batch_parts.sql"
 ACCOUNTS = _SQL + "0001_accounts.sql"
+CHANGES = "quota/store/changes.py"
+GRANTS = "quota/store/grant_store.py"
 
 _LOCK = " FOR NO KEY UPDATE\n        ) AS b\n"
 _JOINS = (
@@ -205,9 +207,32 @@ MUTANTS = (
         "locks are waited for blindly",
         "I1",
         APPLY,
-        "IF version IS DISTINCT FROM path.version AND looks < changes_max\n"
-        "            OR date_trunc(",
-        "IF date_trunc(",
+        "IF version IS DISTINCT FROM path.version THEN",
+        "IF false THEN",
+        first="between_statements",
+    ),
+    Mutant(
+        "who waits for locks is not told of a change",
+        "I1",
+        CHANGES,
+        "        await self.new_version(account_id)\n",
+        "",
+        first="between_statements",
+    ),
+    Mutant(
+        "who waits for locks is not told of new credit",
+        "I11",
+        GRANTS,
+        "            await writing.new_version(wish.account_id)\n",
+        "",
+        first="between_statements",
+    ),
+    Mutant(
+        "who waits for locks is not told of a new pool",
+        "I2",
+        CHANGES,
+        "CASE kind WHEN 'pool' THEN 0 ELSE coalesce(org_id, id) END",
+        "coalesce(org_id, id)",
         first="between_statements",
     ),
     Mutant(

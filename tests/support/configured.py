@@ -32,4 +32,5 @@ _ENTER = f"""
 async def enter_settings(connection: asyncpg.Connection, account_ids: Sequence[int]) -> None:
     """One entry for each of these accounts, and for each budget and grant of theirs."""
     await connection.execute(_ENTER, list(account_ids))
-    await Writing(connection, 0, Change("test")).new_version(*account_ids)
+    for account_id in account_ids:
+        await Writing(connection, 0, Change("test")).new_version(account_id)

@@ -175,7 +175,8 @@ class Ledger:
             scope=scope,
             commercial_use=commercial_use,
         )
-        return (await self.grants.create_grant(BY_TEST, wish)).id
+        grant, _ = await self.grants.create_grant(BY_TEST, wish)
+        return grant.id
 
     async def pool(self, *, prepaid: bool = False, providers: int = 1) -> tuple[int, list[str]]:
         """A new pool of so many new providers: its id, their names."""

@@ -38,6 +38,9 @@ ACTOR_CHARACTERS_MAX = 128
 REASON_CHARACTERS_MAX = 512
 """As the contract has them."""
 
+REPLAYED = "x-penstock-replayed"
+"""Trailing metadata: the answer is that of an earlier call."""
+
 PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 """What gRPC's metadata may hold; anything else is percent-encoded UTF-8."""
 
@@ -137,14 +140,22 @@ class Admin:
         self, method: str, request: object, metadata: Sequence[tuple[str, str]] = ()
     ) -> object:
         """Raises PenstockError as the service meant it."""
-        bound = getattr(self._stub, method)
+        answer, _ = await self.call_once(method, request, metadata)
+        return answer
+
+    async def call_once(
+        self, method: str, request: object, metadata: Sequence[tuple[str, str]] = ()
+    ) -> tuple[object, bool]:
+        """As `call`; also whether it was done before, of what is done once a key only."""
+        call = getattr(self._stub, method)(
+            request,
+            metadata=(*self._metadata, *metadata),
+            timeout=CALL_SECONDS,
+            wait_for_ready=False,
+        )
         try:
-            return await bound(
-                request,
-                metadata=(*self._metadata, *metadata),
-                timeout=CALL_SECONDS,
-                wait_for_ready=False,
-            )
+            answer = await call
+            return answer, (await call.trailing_metadata()).get(REPLAYED) == "true"
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
 

@@ -26,7 +26,9 @@ WHY_NOT = {
 """By the contract's states."""
 
 
-def balance_views(balance: quota_pb2.Balance, known: Sequence[Named]) -> list[View]:
+def balance_views(
+    balance: quota_pb2.Balance, known: Sequence[Named], *, is_pool: bool = False
+) -> list[View]:
     """What is there; a line where nothing is."""
     views: list[View] = []
     if balance.budgets:
@@ -37,9 +39,10 @@ def balance_views(balance: quota_pb2.Balance, known: Sequence[Named]) -> list[Vi
         views.append(_unusable(balance.unusable_grants, known))
     if balance.rates:
         views.append(_rates(balance.rates, known))
-    return views or [
-        "no budget, credit or rate limit of its own: an attempt needs a budget here or above"
-    ]
+    if views:
+        return views
+    needs = "" if is_pool else ": an attempt needs a budget of its key, team or organisation"
+    return [f"no budget, credit or rate limit of its own{needs}"]
 
 
 def _waits(budget: quota_pb2.BudgetBalance) -> bool:

@@ -17,10 +17,10 @@ from penstock.cli import processes
 from penstock.cli.app import err
 from penstock.cli.options import STAND_IN, STOOD_IN_PROVIDER
 from penstock.cli.state import State
-from penstock.core.catalogue import LOCAL_PROVIDER, Catalogue
+from penstock.core.catalogue import LOCAL_PROVIDER, STAND_IN_SUFFIX, Catalogue
 from penstock.core.config import ConfigError, load
 
-PLAYED = f"{STOOD_IN_PROVIDER}-stand-in"
+PLAYED = STOOD_IN_PROVIDER + STAND_IN_SUFFIX
 """As the router names attempts that a stand-in answers."""
 
 CACHE_PROVIDER = "cache"
@@ -39,7 +39,7 @@ class _Known:
 
     @property
     def providers(self) -> set[str]:
-        """As attempts name them; where nothing runs here, a stand-in may come to play."""
+        """As attempts name them; where no stand-in plays, or nothing runs, one may come to play."""
         real = set(self.catalogue.providers)
         if STOOD_IN_PROVIDER in real:
             real.add(PLAYED)

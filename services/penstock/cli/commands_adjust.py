@@ -59,16 +59,14 @@ async def adjust(
     request = admin_pb2.AdjustRequest(
         reservation_id=reservation, amount_nano_usd=amount(usd), adjustment_key=key
     )
-    reach = _Reach()
+    reach = None
     if account is not None:
         of = await call.find(account)
         request.account_id = of.id
         reach = await _reach(call, of)
-    newest_id = await _newest_entry_id(call)
-    entry = await call.ask("Adjust", request, quota_pb2.Entry)
-    if entry.id <= newest_id:
-        # Its budgets may have changed since.
-        return Shown(entry, lambda known: [entries_table([entry], known)], done_before=True)
+    entry, done_before = await call.ask_once("Adjust", request, quota_pb2.Entry)
+    if reach is None or done_before:  # the budgets of now do not tell where it was posted then
+        return Shown(entry, lambda known: [entries_table([entry], known)], done_before=done_before)
     return Shown(
         {**as_dict(entry), **reach.document()},
         lambda known: [entries_table([entry], known), *reach.views(known)],
@@ -80,20 +78,16 @@ async def adjust(
 class _Reach:
     """On which budgets an adjustment of an account is posted, and on which it is not, with why."""
 
-    posted_on: Sequence[admin_pb2.Budget] = ()
-    left_out: Sequence[tuple[admin_pb2.Budget, str]] = ()
+    posted_on: Sequence[admin_pb2.Budget]
+    left_out: Sequence[tuple[admin_pb2.Budget, str]]
 
     def document(self) -> dict[str, Any]:
-        if not self.posted_on:
-            return {}
         return {
             "posted_on": [_named(b) for b in self.posted_on],
             "left_out": [_named(b) for b, _ in self.left_out],
         }
 
     def views(self, known: Sequence[Named]) -> list[View]:
-        if not self.posted_on:
-            return []
         table = plain("", "budget", "of", "only for", "posted on", drops=("only for",))
         rows = [(b, "yes, whole") for b in self.posted_on]
         rows += [(b, f"no: {why}") for b, why in self.left_out[:LISTED_MAX]]
@@ -121,13 +115,6 @@ async def _reach(call: Call, account: Named) -> _Reach:
 
 def _named(budget: admin_pb2.Budget) -> dict[str, str]:
     return {"id": budget.id, "name": budget.name, "account_id": budget.account_id}
-
-
-async def _newest_entry_id(call: Call) -> int:
-    """0: there is none. Entries are numbered upwards: what is made after now has a greater id."""
-    request = quota_pb2.ListEntriesRequest(page_size=1)
-    listed = await call.ask("ListEntries", request, quota_pb2.ListEntriesResponse)
-    return max((entry.id for entry in listed.entries), default=0)
 
 
 @operation(

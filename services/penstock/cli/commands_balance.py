@@ -63,14 +63,15 @@ async def balance(
     --json one document a line.
     """
     of = await call.find(account or ready_key(call.state))
+    is_pool = of.kind == "pool"
     if watch:
         request = quota_pb2.WatchBalanceRequest(account_id=of.id, interval_ms=interval_ms)
-        await _follow(call, call.stream("WatchBalance", request))
+        await _follow(call, call.stream("WatchBalance", request), is_pool=is_pool)
         raise CliError("the ledger ended the watch: it stops or restarts", remedy="Watch again.")
     asked = quota_pb2.GetBalanceRequest(account_id=of.id)
     found = await call.ask("GetBalance", asked, quota_pb2.Balance)
     above = [] if call.as_json else await _credit_above(call, of)
-    return Shown(found, lambda known: [*balance_views(found, known), *above])
+    return Shown(found, lambda known: [*balance_views(found, known, is_pool=is_pool), *above])
 
 
 async def _credit_above(call: Call, of: Named) -> list[View]:
@@ -89,7 +90,7 @@ async def _credit_above(call: Call, of: Named) -> list[View]:
     ]
 
 
-async def _follow(call: Call, watched: AsyncIterator[quota_pb2.Balance]) -> None:
+async def _follow(call: Call, watched: AsyncIterator[quota_pb2.Balance], *, is_pool: bool) -> None:
     if call.as_json:
         async for one in watched:
             sys.stdout.write(json.dumps(as_dict(one), ensure_ascii=False) + "\n")
@@ -99,7 +100,7 @@ async def _follow(call: Call, watched: AsyncIterator[quota_pb2.Balance]) -> None
     with ExitStack() as stack:
         live: Live | None = None
         async for one in watched:
-            views = [_narrowed(view) for view in balance_views(one, known)]
+            views = [_narrowed(view) for view in balance_views(one, known, is_pool=is_pool)]
             if out.is_terminal and _fits(views):
                 live = live or stack.enter_context(Live(console=out, auto_refresh=False))
                 live.update(Group(_at(one), *views), refresh=True)

@@ -84,12 +84,12 @@ async def create(
     if lasts is not None:
         periods.after(datetime.now(UTC), lasts, "--for")  # refused before the ledger is asked
     request.account_id = await call.find_id(account)
-    there = [g for g in (await _grants(call, "")).grants if g.grant_key == key]
     if lasts is not None:
+        there = [g for g in (await _grants(call, "")).grants if g.grant_key == key]
         _set_end(request, there, lasts)
-    made = await call.ask("CreateGrant", request, admin_pb2.Grant)
+    made, done_before = await call.ask_once("CreateGrant", request, admin_pb2.Grant)
     warn_of_scope(call.state, provider, model)
-    return Shown(made, _view(made), done_before=bool(there))
+    return Shown(made, _view(made), done_before=done_before)
 
 
 def _set_end(

@@ -72,7 +72,8 @@ def trace(
         print_json(found.to_dict())
     elif has_width() and out.width < WIDE:
         print_wide(render(found, narrow=True), NARROW)
-        out.print("not shown for want of width: service (--json has all)", style="dim")
+        lacks = "service, amounts in nano-USD"
+        out.print(f"not shown for want of width: {lacks} (--json has all)", style="dim")
     else:
         print_wide(render(found), WIDE)
 

@@ -82,17 +82,22 @@ class Call:
         Raises:
             CliError: as the service says.
         """
+        told, _ = await self.ask_once(method, request, answer)
+        return told
+
+    async def ask_once(self, method: str, request: Message, answer: type[M]) -> tuple[M, bool]:
+        """As `ask`; also whether it was done before, of what is done once a key only."""
         found = await self.admin_service()
         metadata = self.change.metadata() if self.change else ()
         try:
-            told = await found.call(method, request, metadata)
+            told, done_before = await found.call_once(method, request, metadata)
         except PenstockError as error:
             address = admin.access(self.state).address
             raise admin.told(error, address, method, await self._names(error)) from None
         assert isinstance(told, answer)
         if self.change is not None and not self.change.dry_run:
             self._known = None  # there may be another name now
-        return told
+        return told, done_before
 
     async def admin_service(self) -> Admin:
         if self._admin is None:

@@ -24,6 +24,9 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 LOCAL_PROVIDER = "local"
 APPLICATION_PREFIX = "local-"
 
+STAND_IN_SUFFIX = "-stand-in"
+"""Told in receipts and in the ledger, so that nobody takes its answers for the provider's."""
+
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 Fault: TypeAlias = tuple[tuple[str | int, ...], str]

@@ -25,6 +25,9 @@ from penstock.quota.store.report_store import ReportStore
 from penstock.quota.store.resolve_store import ResolveStore
 from penstock.quota.v1 import admin_pb2, admin_pb2_grpc, quota_pb2
 
+REPLAYED = ("x-penstock-replayed", "true")
+"""Trailing metadata of an answer with what an earlier call of the same key made."""
+
 
 class AlertsCalls(Protocol):
     """What operators ask of alerts."""
@@ -169,7 +172,9 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     async def CreateGrant(
         self, request: admin_pb2.CreateGrantRequest, context: Context
     ) -> admin_pb2.Grant:
-        return await self._parts.grants.create(request, change_of(context))
+        grant, is_repeat = await self._parts.grants.create(request, change_of(context))
+        _tell_repeat(context, is_repeat=is_repeat)
+        return grant
 
     async def ListGrants(
         self, request: admin_pb2.ListGrantsRequest, _context: Context
@@ -195,7 +200,9 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         return await self._parts.accounts.close_pool(request, change_of(context))
 
     async def Adjust(self, request: admin_pb2.AdjustRequest, context: Context) -> quota_pb2.Entry:
-        return await self._parts.adjustments.adjust(request, change_of(context))
+        entry, is_repeat = await self._parts.adjustments.adjust(request, change_of(context))
+        _tell_repeat(context, is_repeat=is_repeat)
+        return entry
 
     async def ResolveSuspense(
         self, request: quota_pb2.SettleRequest, context: Context
@@ -239,3 +246,8 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.GetUsageRequest, _context: Context
     ) -> admin_pb2.GetUsageResponse:
         return await self._parts.reports.usage(request)
+
+
+def _tell_repeat(context: Context, *, is_repeat: bool) -> None:
+    if is_repeat:
+        context.set_trailing_metadata((REPLAYED,))

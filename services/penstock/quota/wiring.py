@@ -52,7 +52,7 @@ class Quota:
         """Listens. It is healthy once PostgreSQL answers with the schema of this program."""
         config = self._config
         self._database = await Database.open(config.dsn)
-        ledger = LedgerStore(self._database)
+        self._ledger = ledger = LedgerStore(self._database)
         accounts = AccountStore(self._database)
         self._watch = watch = KeyWatch(config.dsn)
         self._alerts, self._alerts_admin = alerts_of(
@@ -98,7 +98,7 @@ class Quota:
         await self._health.set(SERVING, ok=True)
         self._alerts.start()
         self._tasks = [
-            asyncio.create_task(self._check_database(ledger)),
+            asyncio.create_task(self._check_database()),
             asyncio.create_task(watch.run()),
             asyncio.create_task(sweep_for_ever(ledger)),
         ]
@@ -122,21 +122,21 @@ class Quota:
                 await task
         await self._database.close()
 
-    async def _is_ready(self, ledger: LedgerStore, was: bool | None) -> bool:
+    async def _check(self) -> bool:
         try:
             ok = await self._database.is_current()
-            if ok and not was:
+            if ok and self._database.connections < BATCHES_MAX:
                 with suppress(errors.Unavailable):  # it can be asked all the same
-                    await ledger.warm(BATCHES_MAX)
+                    await self._ledger.warm(BATCHES_MAX)
         except Exception:  # a check that ended would never find the database again
             logger.exception("the ledger's database cannot be used")
             return False
         return ok
 
-    async def _check_database(self, ledger: LedgerStore) -> None:
+    async def _check_database(self) -> None:
         was: bool | None = None
         while True:
-            ok = await self._is_ready(ledger, was)
+            ok = await self._check()
             if ok is not was:
                 logger.info("the ledger's database is %s", "ready" if ok else "not ready")
                 await self._health.set(DATABASE, ok=ok)

@@ -15,7 +15,7 @@ from penstock.core.money import format_usd
 from penstock.traces.model import Span, Trace, Value
 
 BAR_CELLS: Final = 32
-"""Wide enough to tell a millisecond from a second, narrow enough for 100 columns."""
+"""Wide enough to tell a millisecond from a second, narrow enough for 110 columns in all."""
 
 NARROW_BAR_CELLS: Final = 12
 SPAN_CELLS_MAX: Final = 44
@@ -26,7 +26,7 @@ ROWS_MAX: Final = 200
 """A terminal's scrollback is not a database; `--json` has everything."""
 
 _PACKAGE: Final = re.compile(r"^[\w.]+\.(?=\w+/\w+$)")
-"""Of a gRPC method: the column of services tells it."""
+"""Of a gRPC method: its service's own name, which stays, tells enough."""
 
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 _COLOURS: Final = {

@@ -124,10 +124,16 @@ async def test_without_an_account_it_is_the_ready_made_keys(
     assert 7 == budget["limit_nano_usd"]
 
 
-async def test_an_account_that_has_nothing_is_told_what_follows(operator: Operator) -> None:
-    org, _, _ = await operator.ledger.new_path()
-    said = await operator.said("ledger", "balance", f"org_{org}")
-    assert "an attempt needs a budget here or above" in said
+async def test_an_account_that_has_nothing_is_told_what_follows(
+    own_operator: Operator,
+) -> None:
+    said = own_operator.said
+    await said("account", "create", "acme")
+    await said("pool", "set", "openai", "--provider", "openai")
+    nothing = "no budget, credit or rate limit of its own"
+    needs = ": an attempt needs a budget of its key, team or organisation"
+    assert f"{nothing}{needs}\n" == await said("ledger", "balance", "org:acme")
+    assert f"{nothing}\n" == await said("ledger", "balance", "pool:openai")
 
 
 async def test_what_does_not_exist_is_told_with_what_does(operator: Operator) -> None:

@@ -93,6 +93,11 @@ async def test_credit_is_given_once_by_its_key(own_operator: Operator) -> None:
     other = await own_operator.refused(*words[:2], "19", *words[3:])
     assert "GRANT_KEY_REUSED" in other
     assert [made] == (await ask("grant", "list", "--account", "org:acme"))["grants"]
+    second = (*words[:6], "second")
+    assert (await ask(*second, "--dry-run"))["done_before"] is False
+    assert "done before" not in await own_operator.said(*second)
+    assert (await ask(*second, "--dry-run"))["done_before"] is True
+    await ask("grant", "end", "second")
     ended = await ask("grant", "end", "welcome")
     assert 18 * NANO_PER_USD == ended["lapsed_nano_usd"]
     assert "18.00" in await own_operator.said("grant", "list")

@@ -39,7 +39,7 @@ async def test_an_account_is_adjusted_with_every_level_above_it(
     closed = await ledger.budget("key", key, 10, "day", name="closed")
     await ledger.budgets.close_budget(OPERATOR, closed, money=True)
 
-    entry = await admin.adjustments.adjust(adjust(30, account_id=f"team_{team}"), OPERATOR)
+    entry, _ = await admin.adjustments.adjust(adjust(30, account_id=f"team_{team}"), OPERATOR)
     assert ("adjust", 30, f"team_{team}", "", "ops@example.org", "ticket 7") == (
         entry.operation,
         entry.posted_nano_usd,
@@ -79,9 +79,10 @@ async def test_an_adjustment_is_made_once_whoever_repeats_it(
     id_ = await settled(ledger, key_id, 50, 30)
     request = adjust(5, reservation_id=id_)
 
-    entries = await asyncio.gather(*(admin.adjustments.adjust(request, OPERATOR) for _ in range(5)))
+    made = await asyncio.gather(*(admin.adjustments.adjust(request, OPERATOR) for _ in range(5)))
 
-    assert [entries[0]] * 5 == list(entries)
+    assert [made[0][0]] * 5 == [entry for entry, _ in made]
+    assert [False, *[True] * 4] == sorted(is_repeat for _, is_repeat in made)
     assert (35, 0, 0) == await ledger.balances("key", key_id)
     before = await snapshot(ledger)
     for other, told_ in (
@@ -108,7 +109,8 @@ async def test_a_dry_run_adjusts_nothing(ledger: Ledger, admin: AdminParts) -> N
     before = await snapshot(ledger)
 
     for request in (adjust(5, reservation_id=id_), adjust(5, account_id=f"key_{key_id}")):
-        assert 5 == (await admin.adjustments.adjust(request, TRY)).posted_nano_usd
+        entry, _ = await admin.adjustments.adjust(request, TRY)
+        assert 5 == entry.posted_nano_usd
     assert before == await snapshot(ledger)
 
 
@@ -130,7 +132,7 @@ async def test_a_reservation_is_adjusted_where_it_lay(ledger: Ledger, admin: Adm
         await ledger.credit(first),
         await ledger.credit(last),
     )
-    entry = await admin.adjustments.adjust(adjust(-50, reservation_id=id_), OPERATOR)
+    entry, _ = await admin.adjustments.adjust(adjust(-50, reservation_id=id_), OPERATOR)
     assert ((15, 0, 0, 0), (0, 0, 0, 0)) == (await ledger.credit(first), await ledger.credit(last))
     assert (0, 0, 0) == await ledger.balances("org", org, "month")
     (row,) = await ledger.fetch(
@@ -277,7 +279,8 @@ async def test_an_adjustment_gives_up_where_somebody_keeps_the_rows(
         expected = "UNAVAILABLE LEDGER_BUSY"
         assert expected == await fails(admin.adjustments.adjust(request, OPERATOR))
     assert before == await snapshot(ledger)
-    assert 5 == (await admin.adjustments.adjust(request, OPERATOR)).posted_nano_usd
+    entry, _ = await admin.adjustments.adjust(request, OPERATOR)
+    assert 5 == entry.posted_nano_usd
 
 
 async def test_what_is_in_suspense_is_resolved_with_who_and_why(

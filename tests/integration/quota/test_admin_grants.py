@@ -35,9 +35,11 @@ async def test_a_grant_is_made_once_whoever_repeats_it(ledger: Ledger, admin: Ad
 
     made = await asyncio.gather(*(admin.grants.create(request, OPERATOR) for _ in range(4)))
     await ledger.advance(timedelta(days=1))
-    again = await admin.grants.create(request, OPERATOR)
+    again, is_repeat = await admin.grants.create(request, OPERATOR)
 
-    assert [again] * 4 == list(made)
+    assert [again] * 4 == [grant for grant, _ in made]
+    assert [False, *[True] * 3] == sorted(was_repeat for _, was_repeat in made)
+    assert is_repeat
     assert (100, "welcome", ["gpt_4*"], False) == (
         again.amount_nano_usd,
         again.reason,
@@ -55,7 +57,7 @@ async def test_an_account_has_so_many_open_grants_and_no_more(
 ) -> None:
     monkeypatch.setattr(grant_store, "OPEN_GRANTS_MAX", 2)
     _, key_id = await spender(ledger)
-    first, second = [await admin.grants.create(credit(key_id), OPERATOR) for _ in range(2)]
+    first, second = [(await admin.grants.create(credit(key_id), OPERATOR))[0] for _ in range(2)]
     before = await snapshot(ledger)
 
     assert "FAILED_PRECONDITION GRANTS_TOO_MANY" == await fails(
@@ -63,7 +65,8 @@ async def test_an_account_has_so_many_open_grants_and_no_more(
     )
     assert before == await snapshot(ledger)
     await admin.grants.end(admin_pb2.EndGrantRequest(grant_id=second.id), OPERATOR)
-    assert (await admin.grants.create(credit(key_id), OPERATOR)).id not in (first.id, second.id)
+    third, _ = await admin.grants.create(credit(key_id), OPERATOR)
+    assert third.id not in (first.id, second.id)
 
 
 async def test_a_grant_key_is_of_one_grant(ledger: Ledger, admin: AdminParts) -> None:
@@ -105,16 +108,17 @@ async def test_a_dry_run_makes_no_grant(ledger: Ledger, admin: AdminParts) -> No
     before = await snapshot(ledger)
     request = credit(key_id)
 
-    assert 100 == (await admin.grants.create(request, TRY)).amount_nano_usd
+    tried, _ = await admin.grants.create(request, TRY)
     assert before == await snapshot(ledger)
-    assert 100 == (await admin.grants.create(request, OPERATOR)).amount_nano_usd
+    made, is_repeat = await admin.grants.create(request, OPERATOR)
+    assert (100, 100, False) == (tried.amount_nano_usd, made.amount_nano_usd, is_repeat)
 
 
 async def test_an_ended_grant_lapses_and_so_does_what_comes_back_to_it(
     ledger: Ledger, admin: AdminParts
 ) -> None:
     number, key_id = await spender(ledger)
-    grant = await admin.grants.create(credit(key_id), OPERATOR)
+    grant, _ = await admin.grants.create(credit(key_id), OPERATOR)
     grant_number = int(grant.id.split("_")[1])
     id_ = ledger.id()
     assert "ok" == told(await ledger.one(reserve(id_, number, 40)))
@@ -147,7 +151,7 @@ async def test_a_grant_that_has_not_begun_ends_all_the_same(
 ) -> None:
     number, key_id = await spender(ledger)
     request = credit(key_id, starts_at=START + timedelta(days=1))
-    grant = await admin.grants.create(request, OPERATOR)
+    grant, _ = await admin.grants.create(request, OPERATOR)
     ended = await admin.grants.end(admin_pb2.EndGrantRequest(grant_id=grant.id), OPERATOR)
 
     assert 100 == ended.lapsed_nano_usd
@@ -155,14 +159,15 @@ async def test_a_grant_that_has_not_begun_ends_all_the_same(
     assert "ok" == told(await ledger.one(reserve(ledger.id(), number, 10)))
     assert (0, 0, 0, 100) == await ledger.credit(int(grant.id.split("_")[1]))
     # Its key is still its own: a repeat makes no second one.
-    assert grant.id == (await admin.grants.create(request, OPERATOR)).id
+    again, is_repeat = await admin.grants.create(request, OPERATOR)
+    assert (grant.id, True) == (again.id, is_repeat)
 
 
 async def test_a_grant_that_ends_among_attempts_is_used_or_lapsed_to_the_nano(
     ledger: Ledger, admin: AdminParts
 ) -> None:
     number, key_id = await spender(ledger)
-    grant = await admin.grants.create(credit(key_id, 1000), OPERATOR)
+    grant, _ = await admin.grants.create(credit(key_id, 1000), OPERATOR)
     end = admin_pb2.EndGrantRequest(grant_id=grant.id)
 
     async def attempt(used: int) -> None:

@@ -143,7 +143,7 @@ async def test_an_adjustment_that_was_changed_by_hand_is_told(
     small: SmallLedger, connection: asyncpg.Connection, change: str, told: str
 ) -> None:
     id_ = await small.spend(5)
-    entry = await small.ledger.adjustments.adjust(BY_TEST, Adjustment("a", None, id_, ADJUSTED))
+    entry, _ = await small.ledger.adjustments.adjust(BY_TEST, Adjustment("a", None, id_, ADJUSTED))
     assert {} == await findings(connection)
     await connection.execute(change)
 

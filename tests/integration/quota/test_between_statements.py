@@ -68,6 +68,7 @@ async def locked(ledger: Ledger, budget_id: int) -> AsyncIterator[None]:
         ("suspended", "ACCOUNT_SUSPENDED"),
         ("new budget", "BUDGET_EXCEEDED"),
         ("grant's end", "CREDIT_EXHAUSTED"),
+        ("key's end", "KEY_EXPIRED"),
     ],
 )
 async def test_what_was_acknowledged_while_a_batch_waited_for_its_locks_holds_for_it(
@@ -77,6 +78,9 @@ async def test_what_was_acknowledged_while_a_batch_waited_for_its_locks_holds_fo
     budget_id = await ledger.budget("key", key_id, 100, name="b")
     if what == "grant's end":
         await ledger.grant("org", org_id, 100, ends_in=timedelta(seconds=20))
+    if what == "key's end":
+        soon = ledger.now + timedelta(seconds=20)
+        await ledger.accounts.update_key(BY_TEST, key_id, name=None, expires_at=soon)
     assert told(await ledger.one(reserve(ledger.id(), key_id, 1))) == "ok"
 
     async with locked(ledger, budget_id):
@@ -94,6 +98,23 @@ async def test_what_was_acknowledged_while_a_batch_waited_for_its_locks_holds_fo
             await ledger.advance(timedelta(seconds=30))
 
     assert reason == told(await waiting)
+
+
+async def test_a_hold_that_ran_out_while_a_batch_waited_gives_its_room(ledger: Ledger) -> None:
+    _, team_id, waits = await ledger.new_path()
+    gone = await ledger.another_key(team_id)
+    await ledger.budget("team", team_id, 100)
+    locked_id = await ledger.budget("key", waits, 100, name="b")
+    assert told(await ledger.one(reserve(ledger.id(), waits, 0))) == "ok"
+    hold = reserve(ledger.id(), gone, 80, pool="local", ttl_ms=20_000)
+    assert told(await ledger.one(hold)) == "ok"
+
+    async with locked(ledger, locked_id):
+        waiting = asyncio.create_task(ledger.one(reserve(ledger.id(), waits, 50)))
+        await until(ledger.is_blocked)
+        await ledger.advance(timedelta(seconds=30))
+
+    assert told(await waiting) == "ok"
 
 
 async def test_a_lowered_limit_is_not_overspent_by_one_who_waited_and_one_who_came_after(

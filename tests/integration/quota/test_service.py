@@ -41,6 +41,25 @@ async def test_a_key_is_shown_once_and_known_by_its_hash(quota: QuotaProcess) ->
     assert secret not in str(listed)
 
 
+async def test_a_repeat_is_told_from_what_it_repeats(quota: QuotaProcess) -> None:
+    key_id = (await quota.new_key(100, name=new_name())).key.id
+    adjust = admin_pb2.AdjustRequest(
+        account_id=key_id, amount_nano_usd=5, adjustment_key=new_name()
+    )
+    grant = admin_pb2.CreateGrantRequest(
+        account_id=key_id, amount_nano_usd=5, grant_key=new_name(), name="credit"
+    )
+    for method, request in ((quota.admin.Adjust, adjust), (quota.admin.CreateGrant, grant)):
+        first = method(request, metadata=ADMIN)
+        made = await first
+        again = method(request, metadata=ADMIN)
+        assert made == await again
+        told = [
+            (await call.trailing_metadata()).get("x-penstock-replayed") for call in (first, again)
+        ]
+        assert [None, "true"] == told
+
+
 async def test_a_keys_policy_is_told(quota: QuotaProcess) -> None:
     created = await quota.new_key(100, name=new_name())
     expires_at = datetime(2030, 1, 1, tzinfo=UTC)

@@ -147,7 +147,8 @@ def test_a_waterfall_fits_a_narrow_terminal_and_says_what_it_lacks(
     monkeypatch.setenv("COLUMNS", "80")
     narrow = ask("trace", "req_1").stdout
     assert [] == [line for line in narrow.splitlines() if len(line.rstrip()) > 80]
-    assert "not shown for want of width: service" in narrow
+    assert "not shown for want of width: service, amounts in nano-USD (--json has all)" in narrow
+    assert "(1500 nano-USD)" not in narrow
     assert "0.0000015 USD" in narrow
     monkeypatch.setenv("COLUMNS", "120")
     assert "not shown" not in ask("trace", "req_1").stdout

@@ -168,14 +168,19 @@ class PostgresStore:
 
     async def _sweep(self, bytes_max: int) -> Swept:
         async with self._pool.acquire() as connection:
+            is_locked = None  # not known: a call that breaks off may have taken it
             try:
-                if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _SWEEP_LOCK):
+                is_locked = await connection.fetchval(
+                    "SELECT pg_try_advisory_lock($1)", _SWEEP_LOCK
+                )
+                if not is_locked:
                     return Swept(0, 0, 0)
                 expired = await _remove_expired(connection)
                 evicted = await _evict(connection, bytes_max)
                 size_bytes = await _size_bytes(connection)
             finally:
-                await end_session(connection)  # the lock ends with it
+                if is_locked is not False:
+                    await end_session(connection)  # the lock ends with it
         return Swept(expired, evicted, size_bytes)
 
 

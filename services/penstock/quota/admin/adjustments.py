@@ -17,7 +17,10 @@ class AdjustmentsAdmin:
         self._adjustments = adjustments
         self._resolutions = resolutions
 
-    async def adjust(self, request: admin_pb2.AdjustRequest, change: Change) -> quota_pb2.Entry:
+    async def adjust(
+        self, request: admin_pb2.AdjustRequest, change: Change
+    ) -> tuple[quota_pb2.Entry, bool]:
+        """And whether this is a repeat."""
         faults = Faults()
         account = None
         if bool(request.account_id) == bool(request.reservation_id):
@@ -42,7 +45,8 @@ class AdjustmentsAdmin:
             amount_nano_usd=amount,
         )
         faults.check()
-        return admin_wire.entry(await self._adjustments.adjust(change, wanted))
+        row, is_repeat = await self._adjustments.adjust(change, wanted)
+        return admin_wire.entry(row), is_repeat
 
     async def resolve(
         self, request: quota_pb2.SettleRequest, change: Change

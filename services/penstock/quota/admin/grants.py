@@ -23,7 +23,8 @@ class GrantsAdmin:
 
     async def create(
         self, request: admin_pb2.CreateGrantRequest, change: Change
-    ) -> admin_pb2.Grant:
+    ) -> tuple[admin_pb2.Grant, bool]:
+        """And whether this is a repeat."""
         faults = Faults()
         kind, account_id = any_account(faults, "account_id", request.account_id)
         amount = faults.amount("amount_nano_usd", request.amount_nano_usd)
@@ -49,7 +50,8 @@ class GrantsAdmin:
             commercial_use=request.commercial_use,
         )
         faults.check()
-        return admin_wire.grant(await self._grants.create_grant(change, wish))
+        grant, is_repeat = await self._grants.create_grant(change, wish)
+        return admin_wire.grant(grant), is_repeat
 
     async def end(self, request: admin_pb2.EndGrantRequest, change: Change) -> admin_pb2.Grant:
         faults = Faults()

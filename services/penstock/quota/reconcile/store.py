@@ -65,7 +65,7 @@ class ReconcileStore:
                         reason="RECONCILIATION_RUNNING",
                     )
                 await connection.execute(f"SET statement_timeout = '{DAY_TIMEOUT_SECONDS}s'")
-                with suppress(asyncpg.LockNotAvailableError):  # a vacuum is at it
+                with suppress(asyncpg.PostgresError, TimeoutError):  # it only makes days faster
                     await connection.execute(
                         "SELECT brin_summarize_new_values('reservations_days')"
                     )

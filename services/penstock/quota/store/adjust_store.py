@@ -56,8 +56,8 @@ class AdjustStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def adjust(self, change: Change, wanted: Adjustment) -> asyncpg.Record:
-        """The entry, as EntryStore reads it; of a repeat the one that is there.
+    async def adjust(self, change: Change, wanted: Adjustment) -> tuple[asyncpg.Record, bool]:
+        """The entry, as EntryStore reads it, and whether this is a repeat: it was there before.
 
         Raises:
             NotFound: the account, RESERVATION_UNKNOWN, or (of a repeat) ENTRY_DETACHED.
@@ -78,7 +78,7 @@ class AdjustStore:
                 wanted.amount_nano_usd,
             )
             if not is_new:
-                return await _repeated(connection, wanted)
+                return await _repeated(connection, wanted), True
             if wanted.account is not None:
                 entry_id = await _adjust_account(writing, wanted.account, wanted.amount_nano_usd)
             else:
@@ -93,7 +93,7 @@ class AdjustStore:
             )
             row = await entry_by_id(connection, entry_id)
             assert row is not None
-        return row
+        return row, False
 
 
 async def _check_target(connection: postgres.Connection, wanted: Adjustment) -> None:

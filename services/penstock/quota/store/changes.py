@@ -36,7 +36,7 @@ class Writing:
         self.change = change
 
     async def configure(self, account_id: int, what: str, before: object, after: object) -> None:
-        """The entry of a change to the account; none where nothing changed."""
+        """The entry of a change to the account, and a new version; none where nothing changed."""
         if before == after:
             return
         await self.new_version(account_id)
@@ -51,15 +51,14 @@ class Writing:
             detail(what, before, after),
         )
 
-    async def new_version(self, *account_ids: int) -> None:
+    async def new_version(self, account_id: int) -> None:
         """Batches that found their budgets and grants before this change look again."""
         await self.connection.execute(
             "INSERT INTO configuration_versions AS v"
-            " SELECT coalesce(org_id, id), 1 FROM accounts WHERE id = ANY ($1)"
-            # Which provider belongs to which pool: batches know a pool by its providers.
-            " UNION SELECT 0, 1 FROM accounts WHERE id = ANY ($1) AND kind = 'pool'"
-            " ORDER BY 1 ON CONFLICT (account_id) DO UPDATE SET version = v.version + 1",
-            account_ids,
+            " SELECT CASE kind WHEN 'pool' THEN 0 ELSE coalesce(org_id, id) END, 1"
+            " FROM accounts WHERE id = $1"
+            " ON CONFLICT (account_id) DO UPDATE SET version = v.version + 1",
+            account_id,
         )
 
     async def lock_account(self, kind: AccountKind, account_id: int) -> asyncpg.Record:

@@ -78,9 +78,16 @@ class Database:
             async with asyncio.timeout(CHECK_TIMEOUT_SECONDS), self.connection() as connection:
                 return await postgres.schema_version(connection) >= len(MIGRATIONS)
         except (errors.Unavailable, TimeoutError):
-            # Where a server vanished without a word, each of them would be tried for seconds.
-            await self._pool.expire_connections()
+            # Of a server that vanished without a word each would be tried for seconds; where
+            # all are at work, they are good.
+            if self._pool.get_idle_size():
+                await self._pool.expire_connections()
             return False
+
+    @property
+    def connections(self) -> int:
+        """How many are open."""
+        return int(self._pool.get_size())
 
 
 def busy(what: str) -> errors.Unavailable:

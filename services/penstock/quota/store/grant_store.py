@@ -34,8 +34,8 @@ class GrantStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create_grant(self, change: Change, wish: GrantWish) -> Grant:
-        """A repeat is answered with the grant that is there, whatever became of it.
+    async def create_grant(self, change: Change, wish: GrantWish) -> tuple[Grant, bool]:
+        """The grant, and whether this is a repeat: it was there before, whatever became of it.
 
         Raises:
             NotFound: the account.
@@ -57,7 +57,7 @@ class GrantStore:
                 except asyncpg.CheckViolationError:
                     raise _ends_before_start() from None
             if grant_id is None:
-                return await _repeated(connection, wish, asked)
+                return await _repeated(connection, wish, asked), True
             await _check_count(connection, wish)
             bucket_id = await connection.fetchval(
                 "INSERT INTO buckets (grant_id, unit) VALUES ($1, 'nano_usd') RETURNING id",
@@ -74,7 +74,7 @@ class GrantStore:
                 0,
                 detail("create_grant", None, grant.settings()),
             )
-        return grant
+        return grant, False
 
     async def end_grant(self, change: Change, grant_id: int) -> Grant:
         """Ends it now; what is not held lapses, and what is held lapses when it comes back.

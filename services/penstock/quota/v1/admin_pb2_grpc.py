@@ -295,7 +295,8 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CreateGrant(self, request, context):
-        """Prepaid credit. Idempotent by `grant_key`: a repeat is answered with the grant that is there.
+        """Prepaid credit. Idempotent by `grant_key`: a repeat is answered with the grant that is there, and with
+        `x-penstock-replayed: true` in the trailing metadata.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -338,7 +339,9 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Adjust(self, request, context):
-        """Posts an amount, or gives one back, on an account's open budgets or on one reservation.
+        """Posts an amount, or gives one back, on an account's open budgets or on one reservation. Idempotent by
+        `adjustment_key`: a repeat is answered with the entry that is there, and with `x-penstock-replayed: true`
+        in the trailing metadata.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -60,7 +60,9 @@ class AdminServiceStub:
     ListRateLimits: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListRateLimitsRequest, _admin_pb2.ListRateLimitsResponse]
     CloseRateLimit: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CloseRateLimitRequest, _admin_pb2.RateLimit]
     CreateGrant: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateGrantRequest, _admin_pb2.Grant]
-    """Prepaid credit. Idempotent by `grant_key`: a repeat is answered with the grant that is there."""
+    """Prepaid credit. Idempotent by `grant_key`: a repeat is answered with the grant that is there, and with
+    `x-penstock-replayed: true` in the trailing metadata.
+    """
     ListGrants: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListGrantsRequest, _admin_pb2.ListGrantsResponse]
     EndGrant: _grpc.UnaryUnaryMultiCallable[_admin_pb2.EndGrantRequest, _admin_pb2.Grant]
     """Ends it now: what is not held lapses."""
@@ -75,7 +77,10 @@ class AdminServiceStub:
     hold or are in suspense in it.
     """
     Adjust: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AdjustRequest, _quota_pb2.Entry]
-    """Posts an amount, or gives one back, on an account's open budgets or on one reservation."""
+    """Posts an amount, or gives one back, on an account's open budgets or on one reservation. Idempotent by
+    `adjustment_key`: a repeat is answered with the entry that is there, and with `x-penstock-replayed: true`
+    in the trailing metadata.
+    """
     Reconcile: _grpc.StreamStreamMultiCallable[_admin_pb2.ReconcileRequest, _admin_pb2.ReconcileResponse]
     """Compares what a provider says that it billed with what was posted, and corrects the ledger: resolves
     suspense, adjusts estimates, reports the drift that is left. The first message holds the options.
@@ -125,7 +130,9 @@ class AdminServiceAsyncStub(AdminServiceStub):
     ListRateLimits: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListRateLimitsRequest, _admin_pb2.ListRateLimitsResponse]  # type: ignore[assignment]
     CloseRateLimit: _aio.UnaryUnaryMultiCallable[_admin_pb2.CloseRateLimitRequest, _admin_pb2.RateLimit]  # type: ignore[assignment]
     CreateGrant: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateGrantRequest, _admin_pb2.Grant]  # type: ignore[assignment]
-    """Prepaid credit. Idempotent by `grant_key`: a repeat is answered with the grant that is there."""
+    """Prepaid credit. Idempotent by `grant_key`: a repeat is answered with the grant that is there, and with
+    `x-penstock-replayed: true` in the trailing metadata.
+    """
     ListGrants: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListGrantsRequest, _admin_pb2.ListGrantsResponse]  # type: ignore[assignment]
     EndGrant: _aio.UnaryUnaryMultiCallable[_admin_pb2.EndGrantRequest, _admin_pb2.Grant]  # type: ignore[assignment]
     """Ends it now: what is not held lapses."""
@@ -140,7 +147,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     hold or are in suspense in it.
     """
     Adjust: _aio.UnaryUnaryMultiCallable[_admin_pb2.AdjustRequest, _quota_pb2.Entry]  # type: ignore[assignment]
-    """Posts an amount, or gives one back, on an account's open budgets or on one reservation."""
+    """Posts an amount, or gives one back, on an account's open budgets or on one reservation. Idempotent by
+    `adjustment_key`: a repeat is answered with the entry that is there, and with `x-penstock-replayed: true`
+    in the trailing metadata.
+    """
     Reconcile: _aio.StreamStreamMultiCallable[_admin_pb2.ReconcileRequest, _admin_pb2.ReconcileResponse]  # type: ignore[assignment]
     """Compares what a provider says that it billed with what was posted, and corrects the ledger: resolves
     suspense, adjusts estimates, reports the drift that is left. The first message holds the options.
@@ -283,7 +293,9 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.CreateGrantRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.Grant, _abc.Awaitable[_admin_pb2.Grant]]:
-        """Prepaid credit. Idempotent by `grant_key`: a repeat is answered with the grant that is there."""
+        """Prepaid credit. Idempotent by `grant_key`: a repeat is answered with the grant that is there, and with
+        `x-penstock-replayed: true` in the trailing metadata.
+        """
 
     @_abc_1.abstractmethod
     def ListGrants(
@@ -334,7 +346,10 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.AdjustRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_quota_pb2.Entry, _abc.Awaitable[_quota_pb2.Entry]]:
-        """Posts an amount, or gives one back, on an account's open budgets or on one reservation."""
+        """Posts an amount, or gives one back, on an account's open budgets or on one reservation. Idempotent by
+        `adjustment_key`: a repeat is answered with the entry that is there, and with `x-penstock-replayed: true`
+        in the trailing metadata.
+        """
 
     @_abc_1.abstractmethod
     def Reconcile(

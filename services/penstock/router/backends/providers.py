@@ -4,14 +4,11 @@ import asyncio
 from collections.abc import Mapping
 
 from penstock.core import errors
-from penstock.core.catalogue import Catalogue, Provider
+from penstock.core.catalogue import STAND_IN_SUFFIX, Catalogue, Provider
 from penstock.core.clock import Clock
 from penstock.router.backends.base import AttemptFailed, Billing, ProviderView
 from penstock.router.backends.openai import Access, OpenAIBackend
 from penstock.router.breaker import Breaker
-
-STAND_IN_SUFFIX = "-stand-in"
-"""Told in receipts and in the ledger, so that nobody takes its answers for the provider's."""
 
 
 class Providers:

@@ -53,8 +53,8 @@ CREATE TABLE pool_providers (
 );
 CREATE INDEX pool_providers_pool ON pool_providers (pool_id);
 
--- How often the configuration of an organisation (with all that lies in it) or of a pool was changed; 0:
--- which provider belongs to which pool. A batch that waited for locks sees whether it did so in vain.
+-- How often the configuration of an organisation, with all that lies in it, was changed; 0: of any pool.
+-- A batch that waited for locks sees whether what it knows still holds.
 CREATE TABLE configuration_versions (
     account_id bigint PRIMARY KEY,
     version bigint NOT NULL

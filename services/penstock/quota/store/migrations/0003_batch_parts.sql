@@ -43,7 +43,7 @@ CREATE TYPE ledger_route AS (
 
 -- The routes of a batch's reserves and extends, each once; `route_of` the operation in place n is
 -- `routes[route_of[n]]`. Opens the windows that they are the first to touch. `version`: of the
--- configuration of the organisations and pools, all together.
+-- configuration of the organisations and of all pools, together.
 CREATE FUNCTION find_routes(
     operations ledger_operation[], at timestamptz,
     OUT routes ledger_route[], OUT route_of integer[], OUT org_ids bigint[], OUT pool_ids bigint[],
@@ -91,7 +91,7 @@ BEGIN
             LEFT JOIN accounts p ON p.id = pp.pool_id
         )
         SELECT f.*, (SELECT sum(v.version) FROM configuration_versions v
-            WHERE v.account_id = ANY (f.org_ids || f.pool_ids || 0::bigint))
+            WHERE v.account_id = ANY (f.org_ids || 0::bigint))
         INTO routes, route_of, org_ids, pool_ids, missing, version
         FROM (SELECT
             array_agg(ROW(

@@ -39,7 +39,7 @@ DECLARE
     ahead_ms constant bigint := 86400000;
     -- Each look at what is touched finds what the one before did not know: soon there is no more.
     looks_max constant integer := 20;
-    -- An operator's script that changes an organisation all the while does not keep it for ever.
+    -- Where an organisation is changed all the while, the batch begins anew a little later.
     changes_max constant integer := 10;
     looks integer := 0;
     version bigint;
@@ -62,7 +62,7 @@ DECLARE
     b_suspense bigint[];
     b_lapsed bigint[];
     b_soft bigint[];                -- what is spent from here on, a warning is due for
-    ended_ids bigint[];             -- whose budget is closed, or whose grant has ended
+    ended_ids bigint[];             -- whose grant has ended
     b_frees_ms bigint[] := '{}';    -- in flight: when the first hold that this batch made ends
     b_facts jsonb[] := '{}';        -- of a refusal
     steps ledger_step[];
@@ -133,8 +133,7 @@ BEGIN
             array_agg(CASE b.unit WHEN 'nano_usd' THEN
                 x.soft_amounts[1 + width_bucket(b.posted + b.suspense, x.soft_amounts)] END
                 ORDER BY b.id),
-            array_agg(b.id) FILTER (
-                WHERE x.closed_at IS NOT NULL OR g.expires_at <= ledger_now())
+            array_agg(b.id) FILTER (WHERE g.expires_at <= ledger_now())
         INTO b_ids, b_units, b_limits, b_posted, b_held, b_suspense, b_lapsed, b_soft, ended_ids
         FROM (
             SELECT * FROM buckets WHERE id = ANY (ARRAY(
@@ -154,21 +153,26 @@ BEGIN
         -- here, and a new id that it took is a unique violation.
         SELECT array_agg(u ORDER BY i.n), count(DISTINCT i.id),
             (SELECT sum(v.version) FROM configuration_versions v
-                WHERE v.account_id = ANY (path.org_ids || path.pool_ids || 0::bigint))
+                WHERE v.account_id = ANY (path.org_ids || 0::bigint))
         INTO known, distinct_ids, version
         FROM unnest(ids) WITH ORDINALITY AS i (id, n) LEFT JOIN reservations u ON u.id = i.id;
         IF distinct_ids <> cardinality(ids) THEN
             RAISE EXCEPTION 'an id is in the batch twice'
                 USING ERRCODE = 'invalid_parameter_value';
         END IF;
-        -- A new minute opens new windows, and a hold belongs to the one in which it is made.
         -- What was committed since its routes were found (a lower limit, a new budget, the end of a
-        -- key) holds for it, and so does what has ended by itself.
-        IF version IS DISTINCT FROM path.version AND looks < changes_max
-            OR date_trunc('minute', at) <> date_trunc('minute', moment)
+        -- key) holds for it. What time brings (the end of a key or of a hold) may be a second old, but
+        -- a hold belongs to the minute in which it is made, and to no grant that has ended.
+        IF version IS DISTINCT FROM path.version THEN
+            IF looks > changes_max THEN
+                RAISE EXCEPTION 'the configuration changes all the while'
+                    USING ERRCODE = 'serialization_failure';
+            END IF;
+            CONTINUE look;
+        END IF;
+        IF date_trunc('second', at) <> date_trunc('second', moment)
             OR ended_ids IS NOT NULL AND EXISTS (
-                SELECT FROM unnest(path.routes) AS u
-                WHERE u.bucket_ids || u.grant_ids || u.credit_ids && ended_ids)
+                SELECT FROM unnest(path.routes) AS u WHERE u.grant_ids || u.credit_ids && ended_ids)
         THEN
             CONTINUE look;
         END IF;
