@@ -77,7 +77,7 @@ async def test_what_was_acknowledged_while_a_batch_waited_for_its_locks_holds_fo
     org_id, _, key_id = await ledger.new_path(prepaid=what == "grant's end")
     budget_id = await ledger.budget("key", key_id, 100, name="b")
     if what == "grant's end":
-        await ledger.grant("org", org_id, 100, ends_in=timedelta(seconds=20))
+        await ledger.grant("org", org_id, 100, ends_in=timedelta(milliseconds=400))
     if what == "key's end":
         soon = ledger.now + timedelta(seconds=20)
         await ledger.accounts.update_key(BY_TEST, key_id, name=None, expires_at=soon)
@@ -94,6 +94,8 @@ async def test_what_was_acknowledged_while_a_batch_waited_for_its_locks_holds_fo
             await ledger.accounts.update_account(BY_TEST, "org", org_id, suspended=True)
         elif what == "new budget":
             await ledger.budget("org", org_id, 0, name="stop")
+        elif what == "grant's end":
+            await ledger.advance(timedelta(milliseconds=600))
         else:
             await ledger.advance(timedelta(seconds=30))
 
