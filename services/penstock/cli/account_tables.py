@@ -50,7 +50,8 @@ def keys_table(keys: Sequence[admin_pb2.Key], known: Sequence[Named]) -> Table:
 
 def budgets_table(budgets: Sequence[admin_pb2.Budget], known: Sequence[Named]) -> Table:
     amounts = ("limit USD", "posted", "held", "suspense", "left")
-    columns = ("budget", "id", "of", "window", *amounts, "resets", "only for", "warns at")
+    state = _state(budgets)
+    columns = ("budget", *state, "id", "of", "window", *amounts, "resets", "only for", "warns at")
     drops = ("warns at", "id", "resets", "posted", "window", "only for", "suspense", "held")
     table = plain("", *columns, right=amounts, drops=drops)
     for budget in budgets:
@@ -59,6 +60,7 @@ def budgets_table(budgets: Sequence[admin_pb2.Budget], known: Sequence[Named]) -
         calendar = window in {"day", "week", "month"} and budget.time_zone
         table.add_row(
             Text(budget.name),
+            *(_open_or_closed(budget) for _ in state),
             budget.id,
             label(known, budget.account_id),
             f"{window} ({budget.time_zone})" if calendar else window,
@@ -76,13 +78,15 @@ def budgets_table(budgets: Sequence[admin_pb2.Budget], known: Sequence[Named]) -
 
 def limits_table(limits: Sequence[admin_pb2.RateLimit], known: Sequence[Named]) -> Table:
     numbers = ("limit", "used", "left")
-    columns = ("rate limit", "id", "of", "unit", "window", *numbers, "resets", "only for")
-    drops = ("id", "used", "resets", "only for")
+    state = _state(limits)
+    columns = ("rate limit", *state, "id", "of", "unit", "window", *numbers, "resets", "only for")
+    drops = ("id", "used", "resets", "only for", "window")
     table = plain("", *columns, right=numbers, drops=drops)
     for limit in limits:
         unit = admin_pb2.RateLimit.Unit.Name(limit.unit).removeprefix("UNIT_").lower()
         table.add_row(
             Text(limit.name),
+            *(_open_or_closed(limit) for _ in state),
             limit.id,
             label(known, limit.account_id),
             unit.replace("_", " "),
@@ -148,7 +152,19 @@ def scope_text(scope: Scoped) -> str:
     return "; ".join(word for word in words if word)
 
 
-def _resets(setting: admin_pb2.Budget | admin_pb2.RateLimit) -> str:
+Closable = admin_pb2.Budget | admin_pb2.RateLimit
+
+
+def _state(settings: Sequence[Closable]) -> tuple[str, ...]:
+    """Its column; none where all are open."""
+    return ("state",) if any(one.closed for one in settings) else ()
+
+
+def _open_or_closed(setting: Closable) -> Text:
+    return Text("closed", "red") if setting.closed else Text("open", "green")
+
+
+def _resets(setting: Closable) -> str:
     if setting.closed:
-        return "closed"
+        return ""
     return when(setting.resets_at) if setting.HasField("resets_at") else "never"

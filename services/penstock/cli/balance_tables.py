@@ -27,9 +27,9 @@ WHY_NOT = {
 
 
 def balance_views(
-    balance: quota_pb2.Balance, known: Sequence[Named], *, is_pool: bool = False
+    balance: quota_pb2.Balance, known: Sequence[Named], *, needs_budget: bool = True
 ) -> list[View]:
-    """What is there; a line where nothing is."""
+    """What is there; a line where nothing is, which by default says what an attempt needs."""
     views: list[View] = []
     if balance.budgets:
         views.append(_budgets(balance.budgets, known))
@@ -41,7 +41,7 @@ def balance_views(
         views.append(_rates(balance.rates, known))
     if views:
         return views
-    needs = "" if is_pool else ": an attempt needs a budget of its key, team or organisation"
+    needs = ": an attempt needs a budget of its key, team or organisation" if needs_budget else ""
     return [f"no budget, credit or rate limit of its own{needs}"]
 
 

@@ -11,13 +11,14 @@ from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 
+from penstock.cli.account_tables import scope_text
 from penstock.cli.app import has_width, out, print_table
 from penstock.cli.as_json import as_dict
 from penstock.cli.balance_tables import balance_views
 from penstock.cli.errors import CliError
 from penstock.cli.groups import ledger
 from penstock.cli.ledger_arguments import ready_key
-from penstock.cli.names import Named, levels
+from penstock.cli.names import levels
 from penstock.cli.operation import ACCOUNT_HELP, Call, Shown, View, operation
 from penstock.cli.tables import Listed, fitted, when_exactly, widest
 from penstock.core.money import format_usd
@@ -59,38 +60,52 @@ async def balance(
 
     Credit that there is and that does not apply now is told with why: it has not begun, has ended,
     is used up, or is not for commercial accounts. A key's are also those of its team and
-    organisation, by name; of a team, a line says what credit its organisation has. With --watch and
-    --json one document a line.
+    organisation, by name; of a team, a line says what its organisation has. With --watch and --json
+    one document a line.
     """
     of = await call.find(account or ready_key(call.state))
     is_pool = of.kind == "pool"
     if watch:
         request = quota_pb2.WatchBalanceRequest(account_id=of.id, interval_ms=interval_ms)
-        await _follow(call, call.stream("WatchBalance", request), is_pool=is_pool)
+        await _follow(call, call.stream("WatchBalance", request), needs_budget=not is_pool)
         raise CliError("the ledger ended the watch: it stops or restarts", remedy="Watch again.")
     asked = quota_pb2.GetBalanceRequest(account_id=of.id)
     found = await call.ask("GetBalance", asked, quota_pb2.Balance)
-    above = [] if call.as_json else await _credit_above(call, of)
-    return Shown(found, lambda known: [*balance_views(found, known, is_pool=is_pool), *above])
-
-
-async def _credit_above(call: Call, of: Named) -> list[View]:
-    """Of a team: what its organisation has that the team's keys may draw on."""
-    if of.kind != "team":
-        return []
+    if of.kind != "team" or call.as_json:
+        return Shown(found, lambda known: balance_views(found, known, needs_budget=not is_pool))
     org = levels(await call.known(), of)[0]
     asked = quota_pb2.GetBalanceRequest(account_id=org.id)
-    grants = (await call.ask("GetBalance", asked, quota_pb2.Balance)).grants
-    left = sum(g.remaining_nano_usd for g in grants if g.commercial_use or not of.commercial)
-    if left <= 0:
+    its = await call.ask("GetBalance", asked, quota_pb2.Balance)
+    told = _credit([g for g in its.grants if g.commercial_use or not of.commercial])
+    if its.budgets and not found.budgets:
+        told.insert(0, f"Its organisation has budgets{'.' if told else ':'}")
+    above = [*told, f"  penstock ledger balance {org.full}"] if told else []
+    needs = not its.budgets
+    return Shown(found, lambda known: [*balance_views(found, known, needs_budget=needs), *above])
+
+
+def _credit(grants: Sequence[quota_pb2.GrantBalance]) -> list[View]:
+    """Of an organisation, as a team is told it."""
+    usable = [g for g in grants if g.remaining_nano_usd > 0]
+    if not usable:
         return []
-    return [
-        f"Its organisation has credit too, {format_usd(left)} USD, which its keys may draw on:",
-        f"  penstock ledger balance {org.full}",
-    ]
+    left = format_usd(sum(g.remaining_nano_usd for g in usable))
+    limits = {_limits(grant) for grant in usable}
+    line = f"Its organisation has credit too, {left} USD, which its keys may draw on"
+    if limits == {""}:
+        return [f"{line}:"]
+    some = "some" if "" in limits else "all"
+    return [line, f"({some} of it for {'; or '.join(sorted(limits - {''}))} only):"]
 
 
-async def _follow(call: Call, watched: AsyncIterator[quota_pb2.Balance], *, is_pool: bool) -> None:
+def _limits(grant: quota_pb2.GrantBalance) -> str:
+    use = "" if grant.commercial_use else "non-commercial use"
+    return ", ".join(filter(None, (scope_text(grant), use)))
+
+
+async def _follow(
+    call: Call, watched: AsyncIterator[quota_pb2.Balance], *, needs_budget: bool
+) -> None:
     if call.as_json:
         async for one in watched:
             sys.stdout.write(json.dumps(as_dict(one), ensure_ascii=False) + "\n")
@@ -100,7 +115,8 @@ async def _follow(call: Call, watched: AsyncIterator[quota_pb2.Balance], *, is_p
     with ExitStack() as stack:
         live: Live | None = None
         async for one in watched:
-            views = [_narrowed(view) for view in balance_views(one, known, is_pool=is_pool)]
+            views = balance_views(one, known, needs_budget=needs_budget)
+            views = [_narrowed(view) for view in views]
             if out.is_terminal and _fits(views):
                 live = live or stack.enter_context(Live(console=out, auto_refresh=False))
                 live.update(Group(_at(one), *views), refresh=True)

@@ -1,5 +1,6 @@
 """`penstock budget`: how much may be spent, on what, in which time."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -23,6 +24,7 @@ from penstock.cli.limit_arguments import (
     time_zone,
     window,
 )
+from penstock.cli.limit_changes import compared
 from penstock.cli.operation import ACCOUNT_HELP, Call, Shown, operation
 from penstock.quota.v1 import admin_pb2
 
@@ -112,7 +114,7 @@ async def set_(
         request.limit_nano_usd = nano_usd
     made = await call.ask("SetBudget", request, admin_pb2.Budget)
     warn_of_scope(call.state, provider, model)
-    return _shown(made)
+    return _compared(made, there)
 
 
 def limit_nano_usd(text: str) -> int | None:
@@ -170,7 +172,8 @@ async def close(
     listed = await _budgets(call, await call.find_id(account))
     found_id = setting_id(listed.budgets, name, "budget", await call.known())
     request = admin_pb2.CloseBudgetRequest(budget_id=found_id)
-    return _shown(await call.ask("CloseBudget", request, admin_pb2.Budget))
+    closed = await call.ask("CloseBudget", request, admin_pb2.Budget)
+    return Shown(closed, lambda known: [budgets_table([closed], known)])
 
 
 async def _budgets(call: Call, account_id: str) -> admin_pb2.ListBudgetsResponse:
@@ -178,5 +181,6 @@ async def _budgets(call: Call, account_id: str) -> admin_pb2.ListBudgetsResponse
     return await call.ask("ListBudgets", request, admin_pb2.ListBudgetsResponse)
 
 
-def _shown(one: admin_pb2.Budget) -> Shown:
-    return Shown(one, lambda known: [budgets_table([one], known)])
+def _compared(made: admin_pb2.Budget, there: Sequence[admin_pb2.Budget]) -> Shown:
+    (document,), lines = compared([made], there)
+    return Shown(document, lambda known: [budgets_table([made], known), *lines])

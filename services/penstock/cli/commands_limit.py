@@ -24,6 +24,7 @@ from penstock.cli.limit_arguments import (
     window,
     window_name,
 )
+from penstock.cli.limit_changes import compared
 from penstock.cli.operation import ACCOUNT_HELP, Call, Shown, operation
 from penstock.quota.v1 import admin_pb2
 
@@ -93,8 +94,8 @@ async def set_(
         _complete(one, list(listed.limits), name, wanted)
     found = await _set_all(call, rates)
     warn_of_scope(call.state, provider, model)
-    document = admin_pb2.ListRateLimitsResponse(limits=found)
-    return Shown(document, lambda known: [limits_table(found, known)])
+    documents, lines = compared(found, listed.limits, zoned=bool(zone))
+    return Shown({"limits": documents}, lambda known: [limits_table(found, known), *lines])
 
 
 def _demand_different(rates: list[admin_pb2.SetRateLimitRequest]) -> None:

@@ -13,17 +13,19 @@ from penstock.quota.v1 import quota_pb2
 
 FLAGS = ("estimated", "overage", "late")
 AMOUNTS = ("posted USD", "held", "suspense")
-DROPS = (
-    "reservation", "tokens", "entry", "answered by", "held", "of", "what", "suspense", "request",
-)  # fmt: skip
+DROPS = ("reservation", "tokens", "entry", "answered by", "held", "of", "what", "suspense")
 
 
 def entries_table(entries: Sequence[quota_pb2.Entry], known: Sequence[Named]) -> Table:
     """In their order. Changes of what is held and in suspense bear their sign."""
     columns = ("entry", "at", "operation", "of", "request", "reservation", "answered by")
+    of_requests = sum(bool(entry.request_id) for entry in entries)
+    # The ids are long: where few entries have one, whose they are and why tells more.
+    drops = [*DROPS]
+    drops.insert(drops.index("of") if of_requests * 2 <= len(entries) else len(drops), "request")
     table = plain(
         "", *columns, *AMOUNTS, "tokens", "what",
-        right=("entry", *AMOUNTS, "tokens"), drops=DROPS, whole=("request", "reservation"),
+        right=("entry", *AMOUNTS, "tokens"), drops=drops, whole=("request", "reservation"),
     )  # fmt: skip
     for entry in entries:
         tokens = (entry.prompt_tokens, entry.completion_tokens)

@@ -44,9 +44,6 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check it and show what would be; change nothing.")
 ]
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the ledger's entry.")]
-ReasonNeeded = Annotated[
-    str, typer.Option("--reason", help="Why (needed); kept in the ledger's entry.")
-]
 Actor = Annotated[str, typer.Option("--actor", help="Who; default: the user of this machine.")]
 
 View = str | Table
@@ -182,7 +179,8 @@ def operation(
 ) -> Callable[[F], F]:
     """Registers `async def body(call, …) -> Shown | None` as the command `name` of the group.
 
-    `reason_needed`: it is refused without `--reason`. None: the body has shown its answer itself.
+    `reason_needed`: it is refused without `--reason`, or with a blank one. None: the body has shown
+    its answer itself.
     """
 
     def register(body: F) -> F:
@@ -193,7 +191,7 @@ def operation(
                 dry_run, why, who = (given.pop(n) for n in ("dry_run", "reason", "actor"))
                 call.change = Change.of(who, why, dry_run=dry_run)
                 if reason_needed and not call.change.reason:
-                    raise CliError("--reason is missing: say why", code=BAD_USAGE)
+                    raise CliError("--reason is blank: say why", code=BAD_USAGE)
             try:
                 shown = await body(call, **given)
                 if shown is not None:
@@ -239,7 +237,7 @@ _JSON = _parameter("as_json", Json, False)
 def _changing(*, reason_needed: bool) -> list[inspect.Parameter]:
     return [
         _parameter("dry_run", DryRun, False),
-        _parameter("reason", ReasonNeeded if reason_needed else Reason, ""),
+        _parameter("reason", Reason, ... if reason_needed else ""),
         _parameter("actor", Actor, ""),
     ]
 

@@ -62,17 +62,62 @@ async def test_a_team_is_told_of_its_organisations_credit(own_operator: Operator
     for usd, more in (("18", "--commercial-use"), ("2.5", "--non-commercial")):
         await said("grant", "create", usd, "--account", "org:acme", "--key", f"k{usd}", more)
     told_ = (
-        "Its organisation has credit too, {} USD, which its keys may draw on:\n"
+        "Its organisation has credit too, {} USD, which its keys may draw on{}:\n"
         "  penstock ledger balance org:acme\n"
     )
-    assert told_.format("20.50") in await said("ledger", "balance", "team:search")
+    free = "\n(some of it for non-commercial use only)"
+    assert told_.format("20.50", free) in await said("ledger", "balance", "team:search")
     await said("account", "set", "team:search", "--commercial")
-    assert told_.format("18.00") in await said("ledger", "balance", "team:search")
+    assert told_.format("18.00", "") in await said("ledger", "balance", "team:search")
     lines = (await said("ledger", "balance", "key:ci")).splitlines()
     assert "org:acme" in next(line for line in lines if "18.00" in line)
     assert "credit too" not in "".join(lines)
     await said("grant", "end", "k18")
     assert "credit too" not in await said("ledger", "balance", "team:search")
+
+
+async def test_a_team_is_told_what_its_organisations_credit_is_only_for(
+    own_operator: Operator,
+) -> None:
+    said = own_operator.said
+    await said("account", "create", "acme")
+    await said("account", "create", "search", "--org", "acme")
+    give = ("grant", "create", "2", "--account", "org:acme", "--commercial-use", "--key")
+    await said(*give, "k1", "--model", "local/*")
+    line = "Its organisation has credit too, {} USD, which its keys may draw on\n({}):\n"
+    seen = await said("ledger", "balance", "team:search")
+    assert line.format("2.00", "all of it for local/* only") in seen
+    await said(*give, "k2")
+    seen = await said("ledger", "balance", "team:search")
+    assert line.format("4.00", "some of it for local/* only") in seen
+    await said("grant", "create", "1", "--account", "org:acme", "--key", "k3", "--non-commercial")
+    seen = await said("ledger", "balance", "team:search")
+    assert "(some of it for local/*; or non-commercial use only):" in seen
+
+
+async def test_a_team_is_told_of_its_organisations_budgets(own_operator: Operator) -> None:
+    said = own_operator.said
+    await said("account", "create", "acme")
+    await said("account", "create", "search", "--org", "acme")
+    needs = "an attempt needs a budget"
+    assert needs in await said("ledger", "balance", "team:search")
+    await said("budget", "set", "5", "--account", "org:acme")
+    nothing = "no budget, credit or rate limit of its own\n"
+    org = "  penstock ledger balance org:acme\n"
+    seen = await said("ledger", "balance", "team:search")
+    assert f"{nothing}Its organisation has budgets:\n{org}" == seen
+    give = ("grant", "create", "2", "--account", "org:acme", "--key", "k", "--commercial-use")
+    await said(*give)
+    credit = "Its organisation has credit too, 2.00 USD, which its keys may draw on:\n"
+    seen = await said("ledger", "balance", "team:search")
+    assert f"{nothing}Its organisation has budgets.\n{credit}{org}" == seen
+    await said("budget", "set", "1", "--account", "team:search")
+    assert "has budgets" not in await said("ledger", "balance", "team:search")
+    await said("budget", "close", "month", "--account", "team:search")
+    await said("budget", "close", "month", "--account", "org:acme")
+    seen = await said("ledger", "balance", "team:search")
+    assert needs in seen
+    assert "has budgets" not in seen
 
 
 async def test_credit_that_does_not_apply_is_told_with_why(operator: Operator) -> None:

@@ -154,7 +154,8 @@ async def test_one_attempt_is_adjusted_where_it_lay(operator: Operator) -> None:
 @pytest.mark.parametrize(
     ("words", "told_"),
     [
-        (("1", "--account", "key_1", "--key", "k"), "--reason is missing"),
+        (("1", "--account", "key_1", "--key", "k"), "Missing option '--reason'"),
+        (("1", "--account", "key_1", "--key", "k", "--reason", " "), "--reason is blank"),
         (("1", "--key", "k", "--reason", "r"), "--account or --reservation: one"),
         (("1", "--account", "a", "--reservation", "r", "--key", "k", "--reason", "r"), "one of"),
         (("--1", "--account", "a", "--key", "k", "--reason", "r"), "there is no option --1"),

@@ -37,6 +37,43 @@ async def test_a_budget_is_changed_by_what_it_is_for(own_operator: Operator) -> 
     assert "month-openai-job-x" in await own_operator.said("budget", "list")
 
 
+async def test_a_change_is_told_by_what_was_before(own_operator: Operator) -> None:
+    await own_operator.said("account", "create", "acme")
+    said, ask = own_operator.said, own_operator.json
+    words, berlin = ("budget", "set", "5", "--account", "acme"), ("--zone", "Europe/Berlin")
+    assert last_line(await said("budget", "set", "500", *words[3:], *berlin)) == "created"
+    changed = "changed: limit was 500.00 USD, zone was Europe/Berlin"
+    assert last_line(await said(*words, "--zone", "UTC", "--dry-run")) == changed
+    document = await ask(*words, "--zone", "UTC", "--dry-run")
+    assert document["dry_run"]
+    assert last_line(await said(*words, "--zone", "UTC")) == changed
+    assert last_line(await said(*words)) == "nothing changed"
+    document = await ask("budget", "set", "6", *words[3:])
+    assert (6 * NANO_PER_USD, 5 * NANO_PER_USD) == (
+        document["limit_nano_usd"],
+        document["before"]["limit_nano_usd"],
+    )
+    assert "before" not in await ask(*words, "--window", "day")
+    await said("budget", "close", "day")
+    assert last_line(await said(*words, "--window", "day")) == "changed: state was closed"
+
+
+async def test_a_change_of_limits_is_told_by_what_was_before(own_operator: Operator) -> None:
+    await path_of(own_operator)
+    words = ("limit", "set", "key:ci", "--requests")
+    assert last_line(await own_operator.said(*words, "600/minute")) == "created"
+    text = await own_operator.said(*words, "60/minute", "--tokens", "9/day")
+    assert ["requests-minute: changed: limit was 600", "tokens-day: created"] == text.splitlines()[
+        -2:
+    ]
+    document = await own_operator.json(*words, "70/minute", "--in-flight", "4", "--dry-run")
+    assert [60, None] == [one.get("before", {}).get("limit") for one in document["limits"]]
+
+
+def last_line(text: str) -> str:
+    return text.splitlines()[-1]
+
+
 async def test_scopes_that_are_spelled_alike_are_two_budgets(operator: Operator) -> None:
     key = f"key_{(await operator.ledger.new_path())[2]}"
     of = ("budget", "set", "1", "--account", key)

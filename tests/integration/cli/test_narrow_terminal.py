@@ -81,3 +81,12 @@ async def test_where_there_is_room_everything_is_shown(filled: Operator) -> None
         assert "not shown" not in text
         # Read by a program, it is never narrowed either.
         assert text.split() == (await filled.said(*words.split())).split()
+
+
+async def test_what_is_closed_is_told_so(filled: Operator) -> None:
+    for group, closing in (("budget", "month"), ("limit", "tokens-day")):
+        shown_at_close = await shown(80, f"{group} close {closing} --reason over")
+        assert " closed " in shown_at_close
+        text = await shown(80, f"{group} list --closed")
+        assert (1, True) == (text.count(" closed "), " open " in text)
+        assert " closed " not in await shown(80, f"{group} list")

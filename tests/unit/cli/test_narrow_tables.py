@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from penstock.cli.account_tables import budgets_table, grants_table
+from penstock.cli.account_tables import budgets_table, grants_table, limits_table
 from penstock.cli.balance_tables import balance_views
 from penstock.cli.entry_table import entries_table
 from penstock.cli.ledger_tables import usage_table
@@ -49,6 +49,24 @@ def test_entries_keep_the_id_of_their_request() -> None:
     assert ".123456" not in text
     assert "reservation" == dropped[0]
     assert "suspense" not in dropped
+
+
+def test_where_few_entries_are_of_requests_whose_they_are_and_why_is_kept() -> None:
+    changed = quota_pb2.Entry(
+        id=123_456, at=AT, operation="configure", account_id="key_3", actor="ada",
+        reason="a new year", detail_json='{"what": "set_budget"}',
+    )  # fmt: skip
+    settled = quota_pb2.Entry(
+        id=123_457, at=AT, operation="settle", account_id="key_3", request_id=REQUEST, attempt=2,
+        reservation_id=RESERVATION, provider="openai", model="gpt-4o-mini-2024-07-18",
+        posted_nano_usd=1_234_567_891, held_delta_nano_usd=-(10**9), outcome="ok",
+    )  # fmt: skip
+    text, dropped = drawn(entries_table([settled, changed], []))
+    assert "request" in dropped
+    assert not {"of", "what"} & set(dropped)
+    assert "key_3" in text
+    text, _ = drawn(entries_table([settled, settled, changed], []))
+    assert f"{REQUEST} #2" in text
 
 
 def test_use_is_told_by_key_in_usd() -> None:
@@ -96,6 +114,22 @@ def budgets() -> Table:
     return budgets_table([one], [])
 
 
+def limit(name: str, *, closed: bool) -> admin_pb2.RateLimit:
+    return admin_pb2.RateLimit(
+        id="limit_3", name=name, account_id="key_3", unit=admin_pb2.RateLimit.UNIT_TOKENS,
+        window=admin_pb2.Budget.WINDOW_MINUTE, limit=10**15, used=10**14, resets_at=AT,
+        closed=closed, scope=admin_pb2.Scope(providers=["openai"], models=["gpt-4o-mini*"]),
+    )  # fmt: skip
+
+
+def budget(name: str, *, closed: bool) -> admin_pb2.Budget:
+    return admin_pb2.Budget(
+        id="budget_3", name=name, account_id="key_3", time_zone="America/Argentina/Buenos_Aires",
+        window=admin_pb2.Budget.WINDOW_MONTH, limit_nano_usd=12_345_678_901_234,
+        suspense_nano_usd=SUSPENSE, soft_percents=[50, 80, 100], closed=closed, **MONEY,
+    )  # fmt: skip
+
+
 def grants() -> Table:
     one = admin_pb2.Grant(
         id="grant_3", name=LONG, grant_key="welcome", account_id="key_3",
@@ -110,3 +144,19 @@ def test_money_that_waits_or_lapsed_is_not_hidden(table: Callable[[], Table]) ->
     text, dropped = drawn(table())
     assert [] == [name for name in ("held", "suspense", "lapsed") if name in dropped]
     assert "0.087654321" in text
+
+
+def test_what_is_closed_is_told_so() -> None:
+    def tables(*, closed: bool) -> tuple[Table, Table]:
+        others = [("old", closed), ("new", False)]
+        return (
+            budgets_table([budget(f"{name}-{LONG}", closed=c) for name, c in others], []),
+            limits_table([limit(f"{name}-{LONG}", closed=c) for name, c in others], []),
+        )
+
+    for table in tables(closed=True):
+        text, _ = drawn(table)
+        assert (1, 1) == (text.count(" closed "), text.count(" open "))
+    for table in tables(closed=False):
+        text, _ = drawn(table)
+        assert "state" not in text
