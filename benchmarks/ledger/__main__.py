@@ -12,10 +12,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from tests.support.postgres import server_in
 
 from benchmarks.ledger.cases import CASES, Bench
 from benchmarks.ledger.figures import Figure, load_average, machine, markdown
-from benchmarks.ledger.house import private_postgres
 
 PAGE = Path(__file__).parents[2] / "docs" / "bench-ledger.md"
 
@@ -33,7 +33,7 @@ def main() -> int:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with (
         tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder,
-        private_postgres(Path(folder) / "postgres") as server,
+        server_in(Path(folder) / "postgres") as server,
         Progress(*columns, console=console) as progress,
     ):
         bench = Bench(server, Path(folder), options.pairs, options.accounts, options.entries)

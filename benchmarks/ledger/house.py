@@ -5,8 +5,8 @@ import os
 import secrets
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from tests.load.fill_ledger import Filled, fill
 
 from penstock.core import postgres
 from penstock.core.channel import connect
-from penstock.core.ports import free_port, free_ports
-from penstock.core.postgres_server import HOST, PrivateServer, remove
+from penstock.core.ports import free_ports
+from penstock.core.postgres_server import HOST, PrivateServer
 from penstock.quota.budget import BudgetWish
 from penstock.quota.store.budget_store import BudgetStore
 from penstock.quota.store.changes import Change
@@ -45,17 +45,6 @@ class QuotaProcesses:
 
     def cpu_seconds(self) -> float:
         return sum(_cpu_seconds(process.pid) for process in self.processes)
-
-
-@contextmanager
-def private_postgres(folder: Path) -> Iterator[PrivateServer]:
-    server = PrivateServer(folder, free_port())
-    server.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-        remove(folder)
 
 
 def postgres_cpu_seconds(server: PrivateServer) -> float:

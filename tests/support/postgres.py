@@ -7,6 +7,7 @@ Use in a conftest.py or a test module:  `from support.postgres import postgres_s
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import asyncpg
@@ -16,20 +17,26 @@ from penstock.core import postgres
 from penstock.core.ports import free_port
 from penstock.core.postgres_server import HOST, PrivateServer, remove
 
-__all__ = ["database_dsn", "fresh_database", "postgres_server"]
+__all__ = ["database_dsn", "fresh_database", "postgres_server", "server_in"]
 
 
-@pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateServer]:
-    """One server a session, on a free port in a temporary folder."""
-    folder = Path(tmp_path_factory.mktemp("postgres"))
-    server = PrivateServer(folder, free_port())
+@contextmanager
+def server_in(folder: Path, **settings: str) -> Iterator[PrivateServer]:
+    """On a free port; nothing of it is left at the end."""
+    server = PrivateServer(folder, free_port(), settings)
     server.start()
     try:
         yield server
     finally:
         server.stop()
         remove(folder)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateServer]:
+    """One server a session, on a free port in a temporary folder."""
+    with server_in(Path(tmp_path_factory.mktemp("postgres"))) as server:
+        yield server
 
 
 async def fresh_database(server: PrivateServer, *, extensions: tuple[str, ...] = ()) -> str:

@@ -169,8 +169,8 @@ async def test_a_ready_process_has_its_connections(
             " WHERE application_name = 'penstock-quota' AND query LIKE '%apply_batch%'"
         )
         await connection.close()
-    # One of them may be asked whether the database is there at this moment.
-    assert count >= BATCHES_MAX - 1
+    # Some may have been asked something else since: whether the database is there, what to sweep.
+    assert count >= BATCHES_MAX - 2
 
 
 async def test_a_watcher_hears_of_an_outage_and_does_not_take_silence_for_no_change(
