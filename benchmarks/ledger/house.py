@@ -15,11 +15,12 @@ import asyncpg
 import psutil
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.load.fill_ledger import Filled, fill
+from tests.support.postgres import fresh_database
 
 from penstock.core import postgres
 from penstock.core.channel import connect
 from penstock.core.ports import free_ports
-from penstock.core.postgres_server import HOST, PrivateServer
+from penstock.core.postgres_server import PrivateServer
 from penstock.quota.budget import BudgetWish
 from penstock.quota.store.budget_store import BudgetStore
 from penstock.quota.store.changes import Change
@@ -67,10 +68,7 @@ async def checkpoint(server: PrivateServer) -> None:
 
 async def new_ledger(server: PrivateServer) -> str:
     """DSN of a migrated database without accounts."""
-    name = f"bench_{secrets.token_hex(4)}"
-    password = secrets.token_hex(16)
-    await postgres.ensure_database(server.dsn(), database=name, role=name, password=password)
-    dsn = f"postgresql://{name}:{password}@{HOST}:{server.port}/{name}"
+    dsn = await fresh_database(server)
     await postgres.migrate(dsn, MIGRATIONS)
     return dsn
 

@@ -48,6 +48,14 @@ def keys_table(keys: Sequence[admin_pb2.Key], known: Sequence[Named]) -> Table:
     return table
 
 
+CALENDAR = {
+    admin_pb2.Budget.WINDOW_DAY,
+    admin_pb2.Budget.WINDOW_WEEK,
+    admin_pb2.Budget.WINDOW_MONTH,
+}
+"""Windows that lie elsewhere in another time zone."""
+
+
 def budgets_table(budgets: Sequence[admin_pb2.Budget], known: Sequence[Named]) -> Table:
     amounts = ("limit USD", "posted", "held", "suspense", "left")
     state = _state(budgets)
@@ -57,7 +65,7 @@ def budgets_table(budgets: Sequence[admin_pb2.Budget], known: Sequence[Named]) -
     for budget in budgets:
         used = budget.posted_nano_usd + budget.held_nano_usd + budget.suspense_nano_usd
         window = window_name(budget.window)
-        calendar = window in {"day", "week", "month"} and budget.time_zone
+        calendar = budget.window in CALENDAR and budget.time_zone
         table.add_row(
             Text(budget.name),
             *(_open_or_closed(budget) for _ in state),

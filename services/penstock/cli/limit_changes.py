@@ -3,19 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from penstock.cli.account_tables import scope_text
+from penstock.cli.account_tables import CALENDAR, scope_text
 from penstock.cli.as_json import as_dict
 from penstock.cli.limit_arguments import Setting
 from penstock.cli.tables import when
 from penstock.core.money import format_usd
 from penstock.quota.v1 import admin_pb2
-
-_CALENDAR = {
-    admin_pb2.Budget.WINDOW_DAY,
-    admin_pb2.Budget.WINDOW_WEEK,
-    admin_pb2.Budget.WINDOW_MONTH,
-}
-"""Windows that lie elsewhere in another time zone."""
 
 
 def compared(
@@ -65,7 +58,7 @@ def _fields(one: admin_pb2.Budget | admin_pb2.RateLimit, *, zoned: bool) -> dict
     if isinstance(one, admin_pb2.Budget):
         told["zone"] = one.time_zone
         told["soft"] = ",".join(str(percent) for percent in one.soft_percents)
-    elif zoned and one.window in _CALENDAR:
+    elif zoned and one.window in CALENDAR:
         # Otherwise a window that ended in between would look like a change.
         told["reset"] = when(one.resets_at)
     return told

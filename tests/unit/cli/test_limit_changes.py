@@ -10,7 +10,7 @@ USD = 10**9
 
 def budget(**fields: object) -> admin_pb2.Budget:
     told = {"id": "budget_3", "name": "month", "time_zone": "UTC", "limit_nano_usd": 5 * USD}
-    return admin_pb2.Budget(**{**told, "soft_percents": [50, 80], **fields})  # type: ignore[arg-type]
+    return admin_pb2.Budget(**{**told, "soft_percents": [50, 80], **fields})
 
 
 def scope(*providers: str) -> admin_pb2.Scope:
