@@ -92,6 +92,11 @@ async def read_to_the_end(call: grpc.aio.UnaryStreamCall) -> None:
 
 
 def engine_core_pid(stack: LocalStack) -> int:
-    children = psutil.Process(replica_pid(stack)).children(recursive=True)
-    (found,) = (p.pid for p in children if "VLLM::EngineCore" in " ".join(p.cmdline()))
+    """The replica's one child beside multiprocessing's resource tracker.
+
+    Not told by its title `VLLM::EngineCore`: where vLLM's first change of the environment happens
+    to be its first variable (Ray gives them in any order), setproctitle cannot set one.
+    """
+    children = psutil.Process(replica_pid(stack)).children()
+    (found,) = (p.pid for p in children if "resource_tracker" not in " ".join(p.cmdline()))
     return found
