@@ -274,8 +274,8 @@ class Batcher:
         if outcomes is None:
             self._set_apart(batch)
         else:
-            for one, outcome in zip(batch.waiting, outcomes, strict=True):
-                _tell(one, outcome)
+            # In a task of its own: the next batch is on its way before these are told.
+            self._spawn(_tell_each(batch.waiting, outcomes))
         for organisation in batch.organisations:
             if organisation.waiting:
                 self._make_ready(organisation)
@@ -328,6 +328,11 @@ class Batcher:
         self._key_orgs.update(found)
         while len(self._key_orgs) > REMEMBERED_MAX:
             self._key_orgs.popitem(last=False)
+
+
+async def _tell_each(waiting: Sequence[Waiting], outcomes: Sequence[Outcome]) -> None:
+    for one, outcome in zip(waiting, outcomes, strict=True):
+        _tell(one, outcome)
 
 
 def _tell(one: Waiting, outcome: Outcome) -> None:
