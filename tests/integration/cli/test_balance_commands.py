@@ -1,6 +1,7 @@
 """`penstock ledger balance`: what is left, now and as it changes."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -235,9 +236,14 @@ async def test_on_a_terminal_a_watch_is_drawn_in_place_where_it_fits(
         await spent(operator, key, 33)
         seen += await drawn(ours, "0.000000067", "33 %")
         process.send_signal(signal.SIGINT)
+        # It ends once all that it drew has been read: a terminal holds 4 KiB.
+        seen += await drawn_to_the_end(ours)
         assert 130 == await process.wait()
     os.close(ours)
     assert redrawn == ("\x1b[1A" in seen)
+    columns_of = [line for line in seen.splitlines() if "limit USD" in line]
+    assert len(columns_of) >= 2
+    assert {columns_of[0]} == set(columns_of)
 
 
 async def drawn(terminal: int, *texts: str) -> str:
@@ -246,3 +252,11 @@ async def drawn(terminal: int, *texts: str) -> str:
     while not all(text in seen for text in texts):
         seen += (await asyncio.to_thread(os.read, terminal, 65_536)).decode(errors="replace")
     return seen
+
+
+async def drawn_to_the_end(terminal: int) -> str:
+    seen = b""
+    with contextlib.suppress(OSError):  # so a terminal says that nobody writes to it any more
+        while True:
+            seen += await asyncio.to_thread(os.read, terminal, 65_536)
+    return seen.decode(errors="replace")
