@@ -18,7 +18,7 @@ from penstock.core.deadline import Deadline
 from penstock.core.errors import PenstockError, Unavailable
 from penstock.core.ids import uuid7
 from penstock.quota.v1 import quota_pb2
-from penstock.router.ledger import QuotaLedger, open_stream
+from penstock.router.ledger import QuotaLedger
 
 TASKS = 24
 HOLD_MS = 4_000
@@ -101,7 +101,7 @@ class Load:
 async def main() -> None:
     address, keys, provider, journal, seed, start = sys.argv[1:]
     channel = connect(address)
-    ledger = QuotaLedger(open_stream(channel, os.environ["PENSTOCK_SERVICE_TOKEN"]))
+    ledger = QuotaLedger(channel, os.environ["PENSTOCK_SERVICE_TOKEN"])
     rng = random.Random(f"{seed}:{start}")
     key_ids = [int(key) for key in keys.split(",")]
     load = Load(ledger, key_ids, provider, Path(journal), rng)

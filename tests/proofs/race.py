@@ -20,7 +20,7 @@ from penstock.core.ids import uuid7
 from penstock.core.postgres_server import PrivateServer
 from penstock.quota.audit import audit_dsn
 from penstock.quota.v1 import quota_pb2
-from penstock.router.ledger import QuotaLedger, open_stream
+from penstock.router.ledger import QuotaLedger
 from proofs.processes import TOKEN, quota_child
 from proofs.servers import private_server
 from support.ledger import Ledger, migrated_database
@@ -73,7 +73,7 @@ async def race_all(server: PrivateServer, rounds: int, on_race: Callable[[], Non
                 quota.start()
             await asyncio.gather(*(quota.ready() for quota in quotas))
             channels = [connect(quota.address) for quota in quotas]
-            routers = [QuotaLedger(open_stream(channel, TOKEN)) for channel in channels]
+            routers = [QuotaLedger(channel, TOKEN) for channel in channels]
             for _ in range(rounds):
                 for race in RACES:
                     await _run(race, ledger, routers, result)

@@ -15,7 +15,7 @@ from google.rpc import code_pb2
 from penstock.core.channel import connect
 from penstock.quota.v1 import quota_pb2, quota_pb2_grpc
 from penstock.quota.v1.quota_pb2 import Operation, OperationError, OperationResult
-from penstock.router.ledger import QuotaLedger, open_stream
+from penstock.router.ledger import QuotaLedger
 
 TOKEN = "test-service-token"
 
@@ -205,7 +205,7 @@ async def serving(quota: FaultyQuota, port: int = 0) -> AsyncIterator[str]:
 @contextlib.asynccontextmanager
 async def ledger_at(address: str) -> AsyncIterator[QuotaLedger]:
     channel = connect(address)
-    ledger = QuotaLedger(open_stream(channel, TOKEN))
+    ledger = QuotaLedger(channel, TOKEN)
     ledger.start()
     try:
         yield ledger

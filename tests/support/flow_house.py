@@ -8,9 +8,11 @@ from penstock.core.telemetry import Telemetry
 from penstock.quota.v1.quota_pb2 import Principal
 from penstock.router.backends.base import PoolView, ProviderView, Views
 from penstock.router.events import Event
+from penstock.router.explain import explain
 from penstock.router.flow import Flow
 from penstock.router.ports import Ledger
 from penstock.router.request import Request
+from penstock.router.v1.router_pb2 import ExplainRouteResponse
 from support.chat import catalogue, chat
 from support.ports import (
     FixedLandscape,
@@ -35,6 +37,8 @@ class House:
         ledger: Ledger | None = None,
     ) -> None:
         self.ledger = MemoryLedger(limit_nano_usd)
+        self.told: Ledger = ledger or self.ledger
+        """Whoever is asked for money: `ledger`, where one is given."""
         self.answers = MemoryAnswers()
         self.local = ScriptedBackend(local or text_answer())
         self.paid = ScriptedBackend(paid or text_answer())
@@ -43,12 +47,13 @@ class House:
         self.metrics = Metrics()
         self.waiting = waiting()
         settings = LedgerSettings(slice_tokens=slice_tokens)
-        current = catalogue().model_copy(update={"ledger": settings})
+        self.catalogue = catalogue().model_copy(update={"ledger": settings})
+        self.landscape = FixedLandscape(self.views)
         self.flow = Flow(
-            catalogue=lambda: current,
-            ledger=ledger or self.ledger,
+            catalogue=lambda: self.catalogue,
+            ledger=self.told,
             answers=self.answers,
-            landscape=FixedLandscape(self.views),
+            landscape=self.landscape,
             backends=lambda name: self.local if name == "local" else self.paid,
             new_trace=Telemetry("test").request,
             metrics=self.metrics,
@@ -58,6 +63,15 @@ class House:
 
     async def run(self, the_request: Request) -> list[Event]:
         return [event async for event in self.flow.run(the_request)]
+
+    async def explain(self, the_request: Request) -> ExplainRouteResponse:
+        return await explain(
+            the_request,
+            catalogue=self.catalogue,
+            ledger=self.told,
+            answers=self.answers,
+            landscape=self.landscape,
+        )
 
 
 def request(

@@ -71,7 +71,11 @@ class FrontHouse:
 
         async def explained(request: Request) -> ExplainRouteResponse:
             return await explain.explain(
-                request, catalogue=self.catalogue, answers=self.answers, landscape=landscape
+                request,
+                catalogue=self.catalogue,
+                ledger=self.ledger,
+                answers=self.answers,
+                landscape=landscape,
             )
 
         def usable(principal: Principal) -> list[Model]:

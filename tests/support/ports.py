@@ -39,9 +39,10 @@ class MemoryLedger:
         """Hits of the cache: they hold nothing."""
         self.reserves: list[ReserveRequest] = []
         """All that were asked for, in this order; also those that were refused."""
+        self.previews: list[ReserveRequest] = []
         self.extends: list[ExtendRequest] = []
         self.refusals: list[PenstockError] = []
-        """Each refuses one reserve, first come, first served."""
+        """Each refuses one reserve or preview, first come, first served."""
         self.extension: PenstockError | None = None
         """Refuses each extension."""
         self.extension_faults: list[PenstockError] = []
@@ -70,6 +71,15 @@ class MemoryLedger:
             return ReserveResponse(reservation_id=request.reservation_id)
         self._take(request.amount_nano_usd)
         self.held[request.reservation_id] = request
+        return ReserveResponse(reservation_id=request.reservation_id)
+
+    async def preview(self, request: ReserveRequest, deadline: Deadline) -> ReserveResponse:
+        self.previews.append(request)
+        if self.down:
+            raise self.down
+        if self.refusals:
+            raise self.refusals.pop(0)
+        self._take(request.amount_nano_usd)
         return ReserveResponse(reservation_id=request.reservation_id)
 
     async def extend(

@@ -5,9 +5,8 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.table import Table
-from rich.text import Text
+from rich.console import RenderableType
+from rich.markup import escape
 
 from penstock.cli import admin, refusals
 from penstock.cli.app import (
@@ -15,20 +14,22 @@ from penstock.cli.app import (
     app,
     awaited,
     clear_faults,
+    has_width,
     out,
     print_json,
     print_table,
+    print_wide,
     state_of,
 )
 from penstock.cli.as_json import as_dict
 from penstock.cli.chat import Chat, Settings
 from penstock.cli.errors import BAD_USAGE, CliError
 from penstock.cli.names import if_known
+from penstock.cli.route_tables import models_table, plan_table, refusal_of, refusals_table
 from penstock.cli.state import State
+from penstock.cli.tables import WIDTH_MAX
 from penstock.cli.wording import NO_NAMES, accounts_in
 from penstock.client import Client, PenstockError, user
-from penstock.core.money import format_usd
-from penstock.router.v1 import router_pb2
 
 TIMEOUT_SECONDS = 30.0
 
@@ -65,26 +66,7 @@ async def models(context: typer.Context, key: Key = None, as_json: Json = False)
     if as_json:
         print_json([as_dict(model) for model in found])
         return
-    numbers = ("context", "output", "USD/Mtok in", "out", "ready")
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("model", "kind", *numbers, "answered by"):
-        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
-    for model in found:
-        table.add_row(
-            model.id,
-            router_pb2.Model.Kind.Name(model.kind).removeprefix("KIND_").lower(),
-            str(model.context_tokens or ""),
-            str(model.max_output_tokens or ""),
-            _price(model, "input_nano_usd_per_mtok"),
-            _price(model, "output_nano_usd_per_mtok"),
-            str(model.ready_replicas) if model.HasField("ready_replicas") else "",
-            ", ".join(model.targets),
-        )
-    print_table(table)
-
-
-def _price(model: router_pb2.Model, field: Any) -> str:
-    return format_usd(getattr(model, field)) if model.HasField(field) else ""
+    print_table(models_table(found))
 
 
 @app.command()
@@ -101,35 +83,33 @@ async def explain(
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """The plan for a request: each attempt, why, its cost bound. Nothing is spent or sent."""
+    """The plan for a request: each attempt, why, its cost bound, and whether the ledger admits it.
+    Nothing is spent or sent.
+    """
     options: dict[str, Any] = {"local_only": local_only}
     if max_tokens is not None:
         options["max_tokens"] = max_tokens
-    async with client_of(state_of(context), key) as client:
+    state = state_of(context)
+    async with client_of(state, key) as client:
         plan = await client.explain(model, [user(prompt)], **options)
     if as_json:
         print_json(as_dict(plan))
         return
-    table = Table(box=box.SIMPLE_HEAD)
-    for column in ("", "answered by", "why", "cost at most, USD", "expected wait", "max tokens"):
-        table.add_column(column, overflow="fold")
-    for number, attempt in enumerate(plan.attempts, 1):
-        table.add_row(
-            str(number),
-            f"{attempt.provider}/{attempt.model}",
-            attempt.reason,
-            format_usd(attempt.cost_bound_nano_usd),
-            f"{attempt.expected_wait_ms} ms",
-            str(attempt.max_tokens),
-        )
-    for rejected in plan.rejected:
-        table.add_row("—", Text(f"{rejected.provider}/{rejected.model}", "dim"), rejected.reason)
-    print_table(table)
-    cached = "an exact answer lies in the cache: cost 0; " if plan.cached else ""
-    out.print(
-        f"{cached}prompt: at most {plan.prompt_tokens_max} tokens; "
-        f"baseline: {plan.baseline_model or 'none'}"
-    )
+    print_table(plan_table(plan))
+    if refused := [(n, e) for n, a in enumerate(plan.attempts, 1) if (e := refusal_of(a))]:
+        named = any(accounts_in(error.message) for _, error in refused)
+        names = await if_known(state) if named else NO_NAMES
+        told = [(n, refusals.told(error, "the router's address", names)) for n, error in refused]
+        _print_text(refusals_table(told))
+    if plan.cached:
+        _print_text("an exact answer lies in the cache: cost 0")
+    baseline = plan.baseline_model or "none"
+    _print_text(f"prompt: at most {plan.prompt_tokens_max} tokens; baseline: {escape(baseline)}")
+
+
+def _print_text(text: RenderableType) -> None:
+    """Broken between words where a person reads it."""
+    print_wide(text, 0 if has_width() else WIDTH_MAX)
 
 
 @app.command()

@@ -157,7 +157,9 @@ class Client:
     async def explain(
         self, model: str, messages: Sequence[Message] | str, **options: Unpack[Options]
     ) -> ExplainRouteResponse:
-        """Where the request would go, why, and what it can cost. Nothing is spent."""
+        """Where the request would go, why, what it can cost, and whether the ledger admits it.
+        Nothing is spent.
+        """
         request = _request(model, messages, options)
 
         async def call(left_seconds: float | None) -> ExplainRouteResponse:

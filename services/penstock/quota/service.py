@@ -16,7 +16,7 @@ from penstock.quota.entries import Entries
 from penstock.quota.key_watch import KeyWatch
 from penstock.quota.ledger import Operation
 from penstock.quota.store.account_store import AccountStore
-from penstock.quota.store.ledger_store import Outcome
+from penstock.quota.store.ledger_store import LedgerStore, Outcome, Timed
 from penstock.quota.v1 import quota_pb2, quota_pb2_grpc
 
 MESSAGE_OPERATIONS_MAX = 1_024
@@ -36,12 +36,14 @@ class QuotaService(quota_pb2_grpc.QuotaServiceServicer):
     def __init__(
         self,
         batcher: Batcher,
+        ledger: LedgerStore,
         accounts: AccountStore,
         watch: KeyWatch,
         balances: Balances,
         entries: Entries,
     ) -> None:
         self._batcher = batcher
+        self._ledger = ledger
         self._accounts = accounts
         self._watch = watch
         self._balances = balances
@@ -80,6 +82,15 @@ class QuotaService(quota_pb2_grpc.QuotaServiceServicer):
         operation = wire.parse_reserve(request)
         answer = await self._batcher.apply(operation, _left_ms(context))
         return wire.reserve_response(operation, answer)
+
+    async def PreviewReserve(
+        self, request: quota_pb2.ReserveRequest, context: Context
+    ) -> quota_pb2.ReserveResponse:
+        operation = wire.parse_reserve(request)
+        outcome = await self._ledger.preview(Timed(operation, _left_ms(context)))
+        if isinstance(outcome, errors.PenstockError):
+            raise outcome
+        return wire.reserve_response(operation, outcome)
 
     async def Extend(
         self, request: quota_pb2.ExtendRequest, context: Context

@@ -61,7 +61,7 @@ class Quota:
         self._batcher = Batcher(ledger, self._clock)
         balances = Balances(BalanceStore(self._database))
         self._service = quota = QuotaService(
-            self._batcher, accounts, watch, balances, Entries(EntryStore(self._database))
+            self._batcher, ledger, accounts, watch, balances, Entries(EntryStore(self._database))
         )
         reconcile = ReconcileAdmin(
             self._database, self._batcher, ledger, AdjustStore(self._database)

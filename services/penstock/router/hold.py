@@ -24,6 +24,7 @@ from penstock.quota.v1.quota_pb2 import (
 from penstock.router.backends.base import Chunk
 from penstock.router.estimate import Meter, Used
 from penstock.router.ledger_errors import ends_as_budget
+from penstock.router.policy import Attempt
 from penstock.router.ports import Ledger
 from penstock.router.receipt import FAIL_OPEN, OK
 from penstock.router.request import Request
@@ -40,6 +41,24 @@ late.
 
 def ttl_ms_of(request: Request) -> int:
     return int((request.deadline.remaining_seconds() + HOLD_MARGIN_SECONDS) * 1000)
+
+
+def reserve_request(request: Request, attempt: Attempt, part: Part, index: int) -> ReserveRequest:
+    """What the request's `index`-th attempt asks of the ledger, under a new id."""
+    return ReserveRequest(
+        reservation_id=ids.uuid7(),
+        request_id=request.request_id,
+        attempt=index,
+        key_id=request.principal.key_id,
+        pool=attempt.pool,
+        provider=attempt.label,
+        model=attempt.model,
+        amount_nano_usd=part.amount_nano_usd,
+        tokens=part.tokens,
+        ttl_ms=ttl_ms_of(request),
+        user=request.user,
+        tags=request.tags,
+    )
 
 
 @dataclass(eq=False)
@@ -73,22 +92,9 @@ class Hold:
         Raises:
             PenstockError: see `ports.Ledger.reserve`.
         """
-        self.reservation_id = ids.uuid7()
-        attempt, held = self.slices.attempt, self.slices.held
-        hold = ReserveRequest(
-            reservation_id=self.reservation_id,
-            request_id=self.request.request_id,
-            attempt=self.index,
-            key_id=self.request.principal.key_id,
-            pool=attempt.pool,
-            provider=attempt.label,
-            model=attempt.model,
-            amount_nano_usd=held.amount_nano_usd,
-            tokens=held.tokens,
-            ttl_ms=ttl_ms_of(self.request),
-            user=self.request.user,
-            tags=self.request.tags,
-        )
+        slices = self.slices
+        hold = reserve_request(self.request, slices.attempt, slices.held, self.index)
+        self.reservation_id = hold.reservation_id
         with self.span.child("quota reserve") as span:
             try:
                 await self.ledger.reserve(hold, self.request.deadline, span.traceparent)

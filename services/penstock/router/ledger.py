@@ -37,7 +37,7 @@ from penstock.quota.v1.quota_pb2 import (
 )
 from penstock.quota.v1.quota_pb2_grpc import QuotaServiceStub
 from penstock.router.breaker import Breaker
-from penstock.router.ledger_errors import error_of, is_open
+from penstock.router.ledger_errors import error_of, error_of_preview, is_open
 
 logger = logging.getLogger(__name__)
 
@@ -99,12 +99,15 @@ class QuotaLedger:
 
     def __init__(
         self,
-        stream: _Stream,
+        channel: grpc.aio.Channel,
+        token: str,
         *,
         clock: Clock | None = None,
         jitter: random.Random | None = None,
     ) -> None:
-        self._stream = stream
+        self._stream = open_stream(channel, token)
+        self._stub = QuotaServiceStub(channel)
+        self._metadata = (bearer(token),)
         self._clock = clock or SystemClock()
         self._breaker = Breaker(failures=1, open_seconds=AWAY_SECONDS, clock=self._clock)
         self._heard_seconds = float("-inf")
@@ -149,6 +152,17 @@ class QuotaLedger:
         if result.WhichOneof("result") == "error":
             raise error_of(result.error, self._clock)
         return result.reserve
+
+    async def preview(self, request: ReserveRequest, deadline: Deadline) -> ReserveResponse:
+        """See `ports.Ledger.preview`."""
+        try:
+            return await self._stub.PreviewReserve(
+                request,
+                metadata=self._metadata,
+                timeout=min(ASK_TRY_SECONDS, deadline.remaining_seconds()),
+            )
+        except grpc.aio.AioRpcError as error:
+            raise error_of_preview(error, self._clock) from None
 
     async def extend(
         self, request: ExtendRequest, deadline: Deadline, traceparent: str = ""

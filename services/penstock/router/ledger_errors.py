@@ -1,5 +1,7 @@
 """The ledger's verdicts: which are final, and what they mean to the client. Pure."""
 
+from datetime import datetime
+
 import grpc
 from google.protobuf.message import Message
 
@@ -10,9 +12,13 @@ from penstock.core.errors import (
     FailedPrecondition,
     PenstockError,
     RateLimited,
+    Unavailable,
 )
-from penstock.core.status import kind_of
-from penstock.quota.v1.quota_pb2 import BudgetRefusal, OperationError, OperationResult
+from penstock.core.status import from_rpc_error, kind_of
+from penstock.quota.v1.quota_pb2 import OperationError, OperationResult
+
+NEVER = "never"
+"""`resets_at` of a total."""
 
 POOL = "pool"
 """`account_kind` of a refusal by a provider's account, that many tenants share."""
@@ -38,6 +44,9 @@ _OPEN_CODES = frozenset(
     }
 )
 
+# Of a router and a quota service that do not know each other, or not yet.
+_OF_THE_CALL = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED})
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -47,21 +56,31 @@ def error_of(error: OperationError, clock: Clock) -> PenstockError:
     retry_after_seconds = None
     if error.HasField("refusal"):
         _tell(metadata, error.refusal)
-        retry_after_seconds = _resets(metadata, error.refusal, clock)
+        if error.refusal.HasField("resets_at"):
+            metadata.setdefault("resets_at", error.refusal.resets_at.ToJsonString())
     elif error.HasField("rate"):
         _tell(metadata, error.rate)
         if error.rate.HasField("retry_after_ms"):
             retry_after_seconds = max(0, error.rate.retry_after_ms) / 1000
-            if error.rate.unit == "in_flight":
-                retry_after_seconds = min(retry_after_seconds, IN_FLIGHT_RETRY_SECONDS)
     elif error.HasField("credit"):
         _tell(metadata, error.credit)
-    return kind_of(_code(error), error.reason)(
-        error.message,
-        reason=error.reason or None,
-        metadata=metadata,
-        retry_after_seconds=retry_after_seconds,
+    return _timed(
+        kind_of(_code(error), error.reason)(
+            error.message,
+            reason=error.reason or None,
+            metadata=metadata,
+            retry_after_seconds=retry_after_seconds,
+        ),
+        clock,
     )
+
+
+def error_of_preview(error: grpc.aio.AioRpcError, clock: Clock) -> PenstockError:
+    """The verdict on a preview, as `error_of` tells it; else Unavailable: there is none."""
+    told = from_rpc_error(error)
+    if isinstance(told, REFUSALS) or error.code() not in _OPEN_CODES | _OF_THE_CALL:
+        return _timed(told, clock)
+    return Unavailable(f"the ledger did not say ({told.message})", reason="LEDGER_UNAVAILABLE")
 
 
 def ends_as_budget(refusal: PenstockError) -> bool:
@@ -100,12 +119,17 @@ def _tell(metadata: dict[str, str], refusal: Message) -> None:
             metadata.setdefault(field.name, str(getattr(refusal, field.name)))
 
 
-def _resets(metadata: dict[str, str], refusal: BudgetRefusal, clock: Clock) -> float | None:
-    if not refusal.HasField("resets_at"):
-        metadata["resets_at"] = "never"
-        return None
-    metadata.setdefault("resets_at", refusal.resets_at.ToJsonString())
-    return max(0.0, refusal.resets_at.ToMilliseconds() / 1000 - clock.unix_seconds())
+def _timed(error: PenstockError, clock: Clock) -> PenstockError:
+    """With the time after which the client may come again."""
+    after = error.retry_after_seconds
+    if isinstance(error, BudgetExceeded):
+        resets_at = error.metadata.setdefault("resets_at", NEVER)
+        if resets_at != NEVER:
+            after = datetime.fromisoformat(resets_at).timestamp() - clock.unix_seconds()
+            error.retry_after_seconds = max(0.0, after)
+    elif after is not None and error.metadata.get("unit") == "in_flight":
+        error.retry_after_seconds = min(after, IN_FLIGHT_RETRY_SECONDS)
+    return error
 
 
 def _code(error: OperationError) -> grpc.StatusCode:

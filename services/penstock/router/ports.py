@@ -42,6 +42,14 @@ class Ledger(Protocol):
         """
         ...
 
+    async def preview(self, request: ReserveRequest, deadline: Deadline) -> ReserveResponse:
+        """What `reserve` would answer or raise now; nothing is held, and nothing tried again.
+
+        Raises:
+            Unavailable: the ledger did not say.
+        """
+        ...
+
     async def extend(
         self, request: ExtendRequest, deadline: Deadline, traceparent: str = ""
     ) -> ExtendResponse:

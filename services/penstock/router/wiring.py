@@ -13,7 +13,7 @@ from penstock.core.metrics import Metrics
 from penstock.core.server import DRAIN_SECONDS
 from penstock.core.telemetry import Telemetry
 from penstock.quota.v1.quota_pb2 import Principal
-from penstock.router import answers, explain, ledger, listing
+from penstock.router import answers, explain, listing
 from penstock.router.answers import CacheAnswers
 from penstock.router.backends.local import LocalBackend
 from penstock.router.backends.providers import Providers
@@ -75,7 +75,7 @@ class Router:
         token = config.service_token
         self._channels = [connect(config.quota_address), connect(config.cache_address)]
         to_quota, to_cache = self._channels
-        self._ledger = QuotaLedger(ledger.open_stream(to_quota, token), clock=clock)
+        self._ledger = QuotaLedger(to_quota, token, clock=clock)
         self._answers = CacheAnswers(
             answers.open_stream(to_cache, token), lambda: self._current().cache, clock=clock
         )
@@ -168,6 +168,7 @@ class Router:
             return await explain.explain(
                 request,
                 catalogue=self._current(),
+                ledger=self._ledger,
                 answers=self._answers,
                 landscape=self._landscape,
             )

@@ -16,7 +16,7 @@ from penstock.core.postgres_server import PrivateServer
 from penstock.quota.audit import audit_dsn
 from penstock.quota.store.database import STATEMENT_TIMEOUT_MS
 from penstock.quota.v1 import quota_pb2
-from penstock.router.ledger import QuotaLedger, open_stream
+from penstock.router.ledger import QuotaLedger
 from support.ledger import migrated_database
 from support.quota_process import (
     SERVICE,
@@ -82,7 +82,7 @@ async def test_a_database_that_hangs_in_a_write_is_told_in_time_and_nothing_is_h
     async with quota_process(dsn, tmp_path) as quota:
         key_id = (await quota.new_key(1000)).key.id
         channel = connect(quota.address)
-        router = QuotaLedger(open_stream(channel, SERVICE_TOKEN))
+        router = QuotaLedger(channel, SERVICE_TOKEN)
         hung, impatient, routed = (one_nano(key_id) for _ in range(3))
         async with slow_entries(dsn, 3600) as administrator:
             hanging = asyncio.create_task(timed(reserve(quota, hung, 60)))

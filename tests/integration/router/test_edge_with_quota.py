@@ -16,7 +16,7 @@ from penstock.quota.audit import audit_dsn
 from penstock.quota.v1 import admin_pb2
 from penstock.quota.v1.quota_pb2 import GetPrincipalRequest
 from penstock.router.events import Delta, Event
-from penstock.router.ledger import QuotaLedger, open_stream
+from penstock.router.ledger import QuotaLedger
 from penstock.router.v1.router_pb2 import CACHE_VERDICT_HIT
 from penstock.type.v1.chat_pb2 import FINISH_REASON_BUDGET, FINISH_REASON_STOP
 from support.flow_house import House, request
@@ -65,7 +65,7 @@ async def place_of(server: PrivateServer, folder: Path) -> AsyncIterator[Place]:
     dsn = await migrated_database(server)
     async with quota_process(dsn, folder) as quota:
         channel = connect(quota.address)
-        ledger = QuotaLedger(open_stream(channel, SERVICE_TOKEN))
+        ledger = QuotaLedger(channel, SERVICE_TOKEN)
         try:
             yield Place(quota, ledger)
         finally:
@@ -232,3 +232,72 @@ async def test_a_prepaid_pool_without_credit_is_told_as_such(place: Place) -> No
         await house.run(request("acme/large", key_id=key_id))
     facts = refused.value.metadata
     assert ("pool", pool_id) == (facts["account_kind"], facts["account_id"])
+
+
+async def test_explain_says_of_money_what_the_flow_then_hears(place: Place) -> None:
+    key_id = await place.key(1)
+    house = House(ledger=place.ledger)
+    plan = await house.explain(request("local/small", key_id=key_id))
+    with pytest.raises(BudgetExceeded) as refused:
+        await house.run(request("local/small", key_id=key_id))
+    (attempt,) = plan.attempts
+    told = attempt.refusal
+    assert (False, "BUDGET_EXCEEDED") == (attempt.admitted, told.reason)
+    assert refused.value.message == told.message
+    assert "never" == told.metadata["resets_at"]
+    assert dict(told.metadata).items() <= refused.value.metadata.items()
+    assert (0, 0, 0) == await place.quota.balances(key_id)
+
+
+async def test_explain_says_a_rate_limit_with_a_time_that_is_true(place: Place) -> None:
+    key_id = await place.key(10**9)
+    await place.limit(key_id, REQUESTS, 1, MINUTE)
+    house = House(local=local_words(2), ledger=place.ledger)
+    ask = request("local/small", key_id=key_id)
+    assert (await house.explain(ask)).attempts[0].admitted
+    await house.run(ask)
+    told = (await house.explain(ask)).attempts[0].refusal
+    assert ("RATE_LIMITED", "requests") == (told.reason, told.metadata["unit"])
+    assert told.HasField("retry_after_ms")
+    assert 0 <= told.retry_after_ms <= 60_000
+
+
+async def test_explain_asks_for_the_first_slice_as_the_flow_does(place: Place) -> None:
+    limit = PROMPT_BOUND + 45 * WORD
+    key_id = await place.key(limit)
+    house = House(local=local_words(80), slice_tokens=20, ledger=place.ledger)
+    (attempt,) = (await house.explain(request("local/small", key_id=key_id))).attempts
+    assert (True, True) == (attempt.admitted, attempt.cost_bound_nano_usd > limit)
+
+
+async def test_explain_tells_the_attempts_of_a_plan_apart(place: Place) -> None:
+    key_id = await place.key(10**12)
+    await place.pool("acme", prepaid=True)
+    plan = await House(ledger=place.ledger).explain(request(key_id=key_id))
+    assert [(True, ""), (False, "CREDIT_EXHAUSTED")] == [
+        (attempt.admitted, attempt.refusal.reason) for attempt in plan.attempts
+    ]
+
+
+async def test_explain_of_a_key_revoked_since_it_was_looked_up_says_so(place: Place) -> None:
+    key_id = await place.key(10**9)
+    await place.quota.admin.RevokeKey(admin_pb2.RevokeKeyRequest(key_id=key_id), metadata=ADMIN)
+    (attempt,) = (
+        await House(ledger=place.ledger).explain(request("local/small", key_id=key_id))
+    ).attempts
+    assert (False, "KEY_REVOKED") == (attempt.admitted, attempt.refusal.reason)
+
+
+async def test_explain_does_without_a_ledger_that_is_away_or_knows_no_such_router(
+    place: Place,
+) -> None:
+    key_id = await place.key(10**9)
+    async with connect(place.quota.address) as channel:
+        stranger = QuotaLedger(channel, "another token")
+        for ledger in (stranger, place.ledger):
+            plan = await House(ledger=ledger).explain(request("local/small", key_id=key_id))
+            assert [ledger is stranger] == [not a.HasField("admitted") for a in plan.attempts]
+    place.quota.process.kill()
+    await place.quota.process.wait()
+    plan = await House(ledger=place.ledger).explain(request("local/small", key_id=key_id))
+    assert [False] == [attempt.HasField("admitted") for attempt in plan.attempts]

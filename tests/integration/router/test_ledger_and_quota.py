@@ -27,7 +27,7 @@ __all__ = ["postgres_server"]
 @contextlib.asynccontextmanager
 async def ledger_of(quota: QuotaProcess) -> AsyncIterator[QuotaLedger]:
     channel = connect(quota.address)
-    ledger = QuotaLedger(open_stream(channel, SERVICE_TOKEN))
+    ledger = QuotaLedger(channel, SERVICE_TOKEN)
     try:
         yield ledger
     finally:

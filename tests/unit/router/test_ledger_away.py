@@ -129,3 +129,10 @@ async def test_a_caller_in_a_hurry_finds_out_nothing_and_a_patient_one_does():
             with pytest.raises(DeadlineExceeded):
                 await ledger.reserve(hold(), Deadline.after(seconds))
             assert is_closed == ledger._breaker.is_closed
+
+
+async def test_a_quota_service_that_knows_no_previews_yet_says_nothing_of_them():
+    async with serving(FaultyQuota()) as address, ledger_at(address) as ledger:
+        with pytest.raises(Unavailable) as silent:
+            await ledger.preview(hold(), soon())
+        assert "LEDGER_UNAVAILABLE" == silent.value.reason

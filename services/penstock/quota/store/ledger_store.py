@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 
 TRIES_MAX = 6
 """Of a batch that met a deadlock, or an id that another process took at the same moment."""
+PREVIEWS_MAX = 1
+"""At once: they are few, and connections are for what is meant."""
+PREVIEW_LOCK_TIMEOUT_MS = 250
+"""Far less than a batch waits: whoever comes behind a preview must not run out of patience."""
 _BACKOFF_SECONDS = 0.005
 _TRANSIENT = (
     asyncpg.DeadlockDetectedError,
@@ -35,6 +39,7 @@ _TRANSIENT = (
 _encode = msgspec.json.Encoder().encode
 
 Outcome = Answer | errors.PenstockError
+_Once = Callable[[Sequence["Timed"]], Awaitable[list[Outcome]]]
 
 
 class Timed(msgspec.Struct, frozen=True, gc=False):
@@ -50,6 +55,7 @@ class LedgerStore:
     def __init__(self, database: Database, jitter: Callable[[], float] = random.random) -> None:
         self._database = database
         self._jitter = jitter
+        self._preview_room = asyncio.Semaphore(PREVIEWS_MAX)
 
     async def apply(self, batch: Sequence[Timed]) -> list[Outcome]:
         """Applies the operations in order; each has its own answer or error.
@@ -58,9 +64,22 @@ class LedgerStore:
             Unavailable: none has an answer; whether any was applied is not known. Ask again with
                 the same ids.
         """
+        return await self._tried(self._apply_once, batch)
+
+    async def preview(self, reserve: Timed) -> Outcome:
+        """What `apply` would answer now. It is applied, and taken back with all that it did.
+
+        Raises:
+            Unavailable: there is no answer.
+        """
+        async with self._preview_room:
+            (outcome,) = await self._tried(self._preview_once, [reserve])
+        return outcome
+
+    async def _tried(self, once: _Once, batch: Sequence[Timed]) -> list[Outcome]:
         for attempt in range(1, TRIES_MAX + 1):
             try:
-                return await self._apply_once(batch)
+                return await once(batch)
             except _TRANSIENT as error:
                 if attempt == TRIES_MAX:
                     raise errors.Unavailable(
@@ -71,7 +90,7 @@ class LedgerStore:
                     logger.exception("the ledger refused an operation for a reason of its own")
                     return [errors.Internal(f"the ledger failed ({type(error).__name__})")]
                 # One faulty operation must not take the others with it.
-                return [(await self.apply([one]))[0] for one in batch]
+                return [(await self._tried(once, [one]))[0] for one in batch]
             await asyncio.sleep(_BACKOFF_SECONDS * 2**attempt * self._jitter())
         raise AssertionError
 
@@ -142,6 +161,16 @@ class LedgerStore:
     async def _apply_once(self, batch: Sequence[Timed]) -> list[Outcome]:
         async with self._database.connection() as connection:
             return await apply_on(connection, batch)
+
+    async def _preview_once(self, batch: Sequence[Timed]) -> list[Outcome]:
+        async with self._database.connection() as connection:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                await connection.execute(f"SET LOCAL lock_timeout = {PREVIEW_LOCK_TIMEOUT_MS}")
+                return await apply_on(connection, batch)
+            finally:
+                await transaction.rollback()
 
 
 async def apply_on(connection: postgres.Connection, batch: Sequence[Timed]) -> list[Outcome]:

@@ -49,6 +49,11 @@ class QuotaServiceStub(object):
                 request_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ReserveRequest.SerializeToString,
                 response_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ReserveResponse.FromString,
                 _registered_method=True)
+        self.PreviewReserve = channel.unary_unary(
+                '/penstock.quota.v1.QuotaService/PreviewReserve',
+                request_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ReserveRequest.SerializeToString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ReserveResponse.FromString,
+                _registered_method=True)
         self.Settle = channel.unary_unary(
                 '/penstock.quota.v1.QuotaService/Settle',
                 request_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.SettleRequest.SerializeToString,
@@ -106,6 +111,13 @@ class QuotaServiceServicer(object):
 
     def Reserve(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewReserve(self, request, context):
+        """What Reserve would answer now, errors included: nothing is held, recorded or remembered.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -173,6 +185,11 @@ def add_QuotaServiceServicer_to_server(servicer, server):
             ),
             'Reserve': grpc.unary_unary_rpc_method_handler(
                     servicer.Reserve,
+                    request_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ReserveRequest.FromString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ReserveResponse.SerializeToString,
+            ),
+            'PreviewReserve': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewReserve,
                     request_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ReserveRequest.FromString,
                     response_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.ReserveResponse.SerializeToString,
             ),
@@ -291,6 +308,33 @@ class QuotaService(object):
             request,
             target,
             '/penstock.quota.v1.QuotaService/Reserve',
+            penstock_dot_quota_dot_v1_dot_quota__pb2.ReserveRequest.SerializeToString,
+            penstock_dot_quota_dot_v1_dot_quota__pb2.ReserveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewReserve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/penstock.quota.v1.QuotaService/PreviewReserve',
             penstock_dot_quota_dot_v1_dot_quota__pb2.ReserveRequest.SerializeToString,
             penstock_dot_quota_dot_v1_dot_quota__pb2.ReserveResponse.FromString,
             options,

@@ -40,6 +40,8 @@ class QuotaServiceStub:
     message at least each second as a sign of life. A router that has not heard for two seconds asks again.
     """
     Reserve: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ReserveRequest, _quota_pb2.ReserveResponse]
+    PreviewReserve: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ReserveRequest, _quota_pb2.ReserveResponse]
+    """What Reserve would answer now, errors included: nothing is held, recorded or remembered."""
     Settle: _grpc.UnaryUnaryMultiCallable[_quota_pb2.SettleRequest, _quota_pb2.SettleResponse]
     Void: _grpc.UnaryUnaryMultiCallable[_quota_pb2.VoidRequest, _quota_pb2.VoidResponse]
     Extend: _grpc.UnaryUnaryMultiCallable[_quota_pb2.ExtendRequest, _quota_pb2.ExtendResponse]
@@ -65,6 +67,8 @@ class QuotaServiceAsyncStub(QuotaServiceStub):
     message at least each second as a sign of life. A router that has not heard for two seconds asks again.
     """
     Reserve: _aio.UnaryUnaryMultiCallable[_quota_pb2.ReserveRequest, _quota_pb2.ReserveResponse]  # type: ignore[assignment]
+    PreviewReserve: _aio.UnaryUnaryMultiCallable[_quota_pb2.ReserveRequest, _quota_pb2.ReserveResponse]  # type: ignore[assignment]
+    """What Reserve would answer now, errors included: nothing is held, recorded or remembered."""
     Settle: _aio.UnaryUnaryMultiCallable[_quota_pb2.SettleRequest, _quota_pb2.SettleResponse]  # type: ignore[assignment]
     Void: _aio.UnaryUnaryMultiCallable[_quota_pb2.VoidRequest, _quota_pb2.VoidResponse]  # type: ignore[assignment]
     Extend: _aio.UnaryUnaryMultiCallable[_quota_pb2.ExtendRequest, _quota_pb2.ExtendResponse]  # type: ignore[assignment]
@@ -105,6 +109,14 @@ class QuotaServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _quota_pb2.ReserveRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_quota_pb2.ReserveResponse, _abc.Awaitable[_quota_pb2.ReserveResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def PreviewReserve(
+        self,
+        request: _quota_pb2.ReserveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_quota_pb2.ReserveResponse, _abc.Awaitable[_quota_pb2.ReserveResponse]]:
+        """What Reserve would answer now, errors included: nothing is held, recorded or remembered."""
 
     @_abc_1.abstractmethod
     def Settle(

@@ -79,7 +79,7 @@ class RouterServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ExplainRoute(self, request, context):
-        """The plan for a request: nothing is spent, reserved or sent.
+        """The plan for a request, and whether the ledger would admit it: nothing is spent, reserved or sent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

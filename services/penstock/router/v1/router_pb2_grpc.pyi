@@ -38,7 +38,7 @@ class RouterServiceStub:
     ListModels: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListModelsRequest, _router_pb2.ListModelsResponse]
     """The models and aliases that the caller's key may use."""
     ExplainRoute: _grpc.UnaryUnaryMultiCallable[_router_pb2.GenerateRequest, _router_pb2.ExplainRouteResponse]
-    """The plan for a request: nothing is spent, reserved or sent."""
+    """The plan for a request, and whether the ledger would admit it: nothing is spent, reserved or sent."""
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
@@ -48,7 +48,7 @@ class RouterServiceAsyncStub(RouterServiceStub):
     ListModels: _aio.UnaryUnaryMultiCallable[_router_pb2.ListModelsRequest, _router_pb2.ListModelsResponse]  # type: ignore[assignment]
     """The models and aliases that the caller's key may use."""
     ExplainRoute: _aio.UnaryUnaryMultiCallable[_router_pb2.GenerateRequest, _router_pb2.ExplainRouteResponse]  # type: ignore[assignment]
-    """The plan for a request: nothing is spent, reserved or sent."""
+    """The plan for a request, and whether the ledger would admit it: nothing is spent, reserved or sent."""
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -79,6 +79,6 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _router_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.ExplainRouteResponse, _abc.Awaitable[_router_pb2.ExplainRouteResponse]]:
-        """The plan for a request: nothing is spent, reserved or sent."""
+        """The plan for a request, and whether the ledger would admit it: nothing is spent, reserved or sent."""
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
