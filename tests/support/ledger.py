@@ -149,7 +149,8 @@ class Ledger:
             scope=scope,
             soft_percents=soft_percents,
         )
-        return (await self.budgets.set_budget(BY_TEST, wish)).id
+        _, made = await self.budgets.set_budget(BY_TEST, wish)
+        return made.id
 
     async def grant(
         self,

@@ -48,7 +48,7 @@ def keys_table(keys: Sequence[admin_pb2.Key], known: Sequence[Named]) -> Table:
     return table
 
 
-CALENDAR = {
+_CALENDAR = {
     admin_pb2.Budget.WINDOW_DAY,
     admin_pb2.Budget.WINDOW_WEEK,
     admin_pb2.Budget.WINDOW_MONTH,
@@ -64,14 +64,12 @@ def budgets_table(budgets: Sequence[admin_pb2.Budget], known: Sequence[Named]) -
     table = plain("", *columns, right=amounts, drops=drops)
     for budget in budgets:
         used = budget.posted_nano_usd + budget.held_nano_usd + budget.suspense_nano_usd
-        window = window_name(budget.window)
-        calendar = budget.window in CALENDAR and budget.time_zone
         table.add_row(
             Text(budget.name),
             *(_open_or_closed(budget) for _ in state),
             budget.id,
             label(known, budget.account_id),
-            f"{window} ({budget.time_zone})" if calendar else window,
+            _window(budget),
             "unlimited" if budget.unlimited else format_usd(budget.limit_nano_usd),
             format_usd(budget.posted_nano_usd),
             format_usd(budget.held_nano_usd),
@@ -98,7 +96,7 @@ def limits_table(limits: Sequence[admin_pb2.RateLimit], known: Sequence[Named]) 
             limit.id,
             label(known, limit.account_id),
             unit.replace("_", " "),
-            "" if limit.unit == admin_pb2.RateLimit.UNIT_IN_FLIGHT else window_name(limit.window),
+            "" if limit.unit == admin_pb2.RateLimit.UNIT_IN_FLIGHT else _window(limit),
             str(limit.limit),
             str(limit.used),
             str(limit.limit - limit.used),
@@ -170,6 +168,11 @@ def _state(settings: Sequence[Closable]) -> tuple[str, ...]:
 
 def _open_or_closed(setting: Closable) -> Text:
     return Text("closed", "red") if setting.closed else Text("open", "green")
+
+
+def _window(setting: Closable) -> str:
+    name = window_name(setting.window)
+    return f"{name} ({setting.time_zone})" if setting.window in _CALENDAR else name
 
 
 def _resets(setting: Closable) -> str:

@@ -15,6 +15,7 @@ from penstock.cli import wording
 from penstock.cli.errors import BAD_USAGE, CliError
 from penstock.cli.state import State, read_env
 from penstock.cli.wording import NO_NAMES
+from penstock.core import admin_headers
 from penstock.core.channel import bearer, connect
 from penstock.core.errors import InvalidRequest, PenstockError
 from penstock.core.status import from_rpc_error
@@ -33,13 +34,6 @@ TRACES = "PENSTOCK_TRACES_STORE"
 KEY_ID = "PENSTOCK_KEY_ID"
 QUOTA_DSN = "PENSTOCK_QUOTA_DSN"
 
-
-ACTOR_CHARACTERS_MAX = 128
-REASON_CHARACTERS_MAX = 512
-"""As the contract has them."""
-
-REPLAYED = "x-penstock-replayed"
-"""Trailing metadata: the answer is that of an earlier call."""
 
 PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 """What gRPC's metadata may hold; anything else is percent-encoded UTF-8."""
@@ -75,26 +69,29 @@ class Change:
 
     @classmethod
     def of(cls, actor: str, reason: str, *, dry_run: bool) -> "Change":
-        """Checked; an empty actor is the user of this machine.
+        """As typed; an empty actor is the user of this machine."""
+        return cls(actor.strip() or system_user(), reason.strip(), dry_run)
 
-        Raises:
-            CliError: too long.
-        """
-        actor, reason = actor.strip() or system_user(), reason.strip()
-        for name, text, most in (
-            ("--actor", actor, ACTOR_CHARACTERS_MAX),
-            ("--reason", reason, REASON_CHARACTERS_MAX),
-        ):
-            if len(text) > most:
-                raise CliError(f"{name} has {len(text)} characters; at most {most}", code=BAD_USAGE)
-        return cls(actor, reason, dry_run)
+    def faults(self, *, reason_needed: bool) -> list[str]:
+        """Of who and why, a line each."""
+        found = [
+            f"{name} has {len(text)} characters; at most {most}"
+            for name, text, most in (
+                ("--reason", self.reason, admin_headers.REASON_CHARACTERS_MAX),
+                ("--actor", self.actor, admin_headers.ACTOR_CHARACTERS_MAX),
+            )
+            if len(text) > most
+        ]
+        if reason_needed and not self.reason:
+            found.insert(0, "--reason is missing or blank: say why")
+        return found
 
     def metadata(self) -> list[tuple[str, str]]:
-        found = [("x-penstock-actor", quote(self.actor, safe=PRINTABLE))]
+        found = [(admin_headers.ACTOR, quote(self.actor, safe=PRINTABLE))]
         if self.reason:
-            found.append(("x-penstock-reason", quote(self.reason, safe=PRINTABLE)))
+            found.append((admin_headers.REASON, quote(self.reason, safe=PRINTABLE)))
         if self.dry_run:
-            found.append(("x-penstock-dry-run", "1"))
+            found.append((admin_headers.DRY_RUN, "1"))
         return found
 
 
@@ -155,7 +152,8 @@ class Admin:
         )
         try:
             answer = await call
-            return answer, (await call.trailing_metadata()).get(REPLAYED) == "true"
+            trailing = await call.trailing_metadata()
+            return answer, trailing.get(admin_headers.REPLAYED) == "true"
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
 

@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
@@ -88,8 +88,12 @@ def print_table(table: Table) -> None:
         table, dropped = fitted(table, out, out.width)
     print_wide(table, widest(table, out))
     if dropped:
-        told = ", ".join(dropped)
-        out.print(f"not shown for want of width: {escape(told)} (--json has all)", style="dim")
+        out.print(escape(not_shown(dropped)), style="dim")
+
+
+def not_shown(dropped: Sequence[str]) -> str:
+    """What is told below a list that lacks columns."""
+    return f"not shown for want of width: {', '.join(dropped)} (--json has all)"
 
 
 def has_width() -> bool:

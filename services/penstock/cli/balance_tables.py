@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
 from rich.text import Text
 
 from penstock.cli.account_tables import scope_text
 from penstock.cli.names import Named, label
 from penstock.cli.operation import View
-from penstock.cli.tables import bar, per_cent, plain, when
+from penstock.cli.tables import Listed, bar, per_cent, plain, steady, when
 from penstock.core.money import format_usd
 from penstock.quota.v1 import quota_pb2
 
@@ -27,20 +26,27 @@ WHY_NOT = {
 
 
 def balance_views(
-    balance: quota_pb2.Balance, known: Sequence[Named], *, needs_budget: bool = True
+    balance: quota_pb2.Balance,
+    known: Sequence[Named],
+    *,
+    needs_budget: bool = True,
+    watched: bool = False,
 ) -> list[View]:
-    """What is there; a line where nothing is, which by default says what an attempt needs."""
-    views: list[View] = []
+    """What is there; a line where nothing is, which by default says what an attempt needs.
+
+    `watched`: on a narrow terminal each table has the same columns whatever its figures are.
+    """
+    tables: list[Listed] = []
     if balance.budgets:
-        views.append(_budgets(balance.budgets, known))
+        tables.append(_budgets(balance.budgets, known, watched=watched))
     if balance.grants:
-        views.append(_grants(balance.grants, known))
+        tables.append(_grants(balance.grants, known))
     if balance.unusable_grants:
-        views.append(_unusable(balance.unusable_grants, known))
+        tables.append(_unusable(balance.unusable_grants, known))
     if balance.rates:
-        views.append(_rates(balance.rates, known))
-    if views:
-        return views
+        tables.append(_rates(balance.rates, known))
+    if tables:
+        return [steady(table) if watched else table for table in tables]
     needs = ": an attempt needs a budget of its key, team or organisation" if needs_budget else ""
     return [f"no budget, credit or rate limit of its own{needs}"]
 
@@ -49,12 +55,15 @@ def _waits(budget: quota_pb2.BudgetBalance) -> bool:
     return bool(budget.held_nano_usd or budget.suspense_nano_usd)
 
 
-def _budgets(budgets: Sequence[quota_pb2.BudgetBalance], known: Sequence[Named]) -> Table:
+def _budgets(
+    budgets: Sequence[quota_pb2.BudgetBalance], known: Sequence[Named], *, watched: bool
+) -> Listed:
     amounts = ("limit USD", "posted", "held", "suspense", "left")
     numbers = (*amounts, "used")
     columns = ("budget", "of", "window", *numbers, BAR, "resets", "only for", "warns at")
-    # Where money waits, how full it is can be told from it; where none does, it stays.
-    used = ("used",) if any(_waits(b) for b in budgets) else ()
+    # Where money waits, how full it is can be told from it; where none does, it stays, and while it
+    # is watched, for then some may wait now and none soon.
+    used = ("used",) if not watched and any(_waits(b) for b in budgets) else ()
     drops = ("warns at", BAR, "resets", "posted", "window", "only for", *used, *WAITING)
     table = plain("Budgets", *columns, right=numbers, drops=drops)
     for budget in budgets:
@@ -79,7 +88,7 @@ def _budgets(budgets: Sequence[quota_pb2.BudgetBalance], known: Sequence[Named])
     return table
 
 
-def _grants(grants: Sequence[quota_pb2.GrantBalance], known: Sequence[Named]) -> Table:
+def _grants(grants: Sequence[quota_pb2.GrantBalance], known: Sequence[Named]) -> Listed:
     amounts = ("amount USD", "posted", "held", "suspense", "lapsed", "left")
     numbers = (*amounts, "used")
     columns = ("grant", "id", "of", *numbers, BAR, "from", "until", "only for")
@@ -110,7 +119,7 @@ def _grants(grants: Sequence[quota_pb2.GrantBalance], known: Sequence[Named]) ->
     return table
 
 
-def _unusable(grants: Sequence[quota_pb2.GrantBalance], known: Sequence[Named]) -> Table:
+def _unusable(grants: Sequence[quota_pb2.GrantBalance], known: Sequence[Named]) -> Listed:
     """Credit that somebody may have counted on, and why it does not count."""
     amounts = ("amount USD", "posted", "lapsed", "left")
     columns = ("grant", "id", "of", "why not", *amounts, "from", "until", "only for")
@@ -137,7 +146,7 @@ def _until(grant: quota_pb2.GrantBalance) -> str:
     return when(grant.expires_at) if grant.HasField("expires_at") else "for ever"
 
 
-def _rates(rates: Sequence[quota_pb2.RateBalance], known: Sequence[Named]) -> Table:
+def _rates(rates: Sequence[quota_pb2.RateBalance], known: Sequence[Named]) -> Listed:
     numbers = ("limit", "used", "left")
     figures = (*numbers, "full")
     columns = ("limit of", "name", "unit", "window", *figures, BAR, "resets", "only for")

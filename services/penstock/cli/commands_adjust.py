@@ -1,8 +1,7 @@
 """`penstock ledger adjust | resolve`: corrections by hand, each an entry with who and why."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.text import Text
@@ -13,7 +12,7 @@ from penstock.cli.entry_table import entries_table
 from penstock.cli.errors import BAD_USAGE, CliError
 from penstock.cli.groups import ledger
 from penstock.cli.ledger_arguments import NEGATIVE_IS_NO_OPTION, amount
-from penstock.cli.names import LISTED_MAX, Named, below, label, levels
+from penstock.cli.names import Named, label
 from penstock.cli.operation import ACCOUNT_HELP, Call, Shown, View, operation
 from penstock.cli.tables import plain
 from penstock.core.money import format_usd
@@ -51,70 +50,34 @@ async def adjust(
     """Post an amount, or give one back, on an account or on one attempt.
 
     On an account: on its open budgets and those above it, also on those for some providers, models
-    or tags only; it says on which. At most what was posted can be given back. Again with the same
-    key: answers with the entry that is there. The reason is kept in the entry.
+    or tags only; not on those below it, nor on credit. It says on which. At most what was posted
+    can be given back. Again with the same key: answers with the entry that is there. The reason is
+    kept in the entry.
     """
     if (account is None) == (not reservation):
         raise CliError("say --account or --reservation: one of them", code=BAD_USAGE)
     request = admin_pb2.AdjustRequest(
         reservation_id=reservation, amount_nano_usd=amount(usd), adjustment_key=key
     )
-    reach = None
-    if account is not None:
-        of = await call.find(account)
-        request.account_id = of.id
-        reach = await _reach(call, of)
-    entry, done_before = await call.ask_once("Adjust", request, quota_pb2.Entry)
-    if reach is None or done_before:  # the budgets of now do not tell where it was posted then
-        return Shown(entry, lambda known: [entries_table([entry], known)], done_before=done_before)
+    request.account_id = await call.find_id(account)
+    answer, done_before = await call.ask_once("Adjust", request, admin_pb2.AdjustResponse)
+    document = as_dict(answer)
     return Shown(
-        {**as_dict(entry), **reach.document()},
-        lambda known: [entries_table([entry], known), *reach.views(known)],
-        done_before=False,
+        {**document.pop("entry"), **document},
+        lambda known: [entries_table([answer.entry], known), _posted(answer.posted_on, known)],
+        done_before=done_before,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Reach:
-    """On which budgets an adjustment of an account is posted, and on which it is not, with why."""
-
-    posted_on: Sequence[admin_pb2.Budget]
-    left_out: Sequence[tuple[admin_pb2.Budget, str]]
-
-    def document(self) -> dict[str, Any]:
-        return {
-            "posted_on": [_named(b) for b in self.posted_on],
-            "left_out": [_named(b) for b, _ in self.left_out],
-        }
-
-    def views(self, known: Sequence[Named]) -> list[View]:
-        table = plain("", "budget", "of", "only for", "posted on", drops=("only for",))
-        rows = [(b, "yes, whole") for b in self.posted_on]
-        rows += [(b, f"no: {why}") for b, why in self.left_out[:LISTED_MAX]]
-        for one, told in rows:
-            of = label(known, one.account_id)
-            table.add_row(Text(one.name), of, Text(scope_text(one.scope)), told)
-        more = len(self.left_out) - LISTED_MAX
-        return [
-            table,
-            *([f"{more} more are left out (--json has all)"] if more > 0 else []),
-            "Credit, and limits in requests or tokens, are left as they are.",
-        ]
-
-
-async def _reach(call: Call, account: Named) -> _Reach:
-    request = admin_pb2.ListBudgetsRequest()
-    listed = (await call.ask("ListBudgets", request, admin_pb2.ListBudgetsResponse)).budgets
-    known = await call.known()
-    at = {one.id for one in levels(known, account)}
-    under = {one.id for one in below(known, account)}
-    closed = [(b, "closed") for b in listed if b.account_id in at and b.closed]
-    lower = [(b, "below it") for b in listed if b.account_id in under and not b.closed]
-    return _Reach([b for b in listed if b.account_id in at and not b.closed], closed + lower)
-
-
-def _named(budget: admin_pb2.Budget) -> dict[str, str]:
-    return {"id": budget.id, "name": budget.name, "account_id": budget.account_id}
+def _posted(on: Sequence[admin_pb2.PostedOn], known: Sequence[Named]) -> View:
+    table = plain(
+        "", "posted on", "id", "of", "only for", "USD", right=("USD",), drops=("only for",)
+    )
+    for one in on:
+        of = label(known, one.account_id)
+        usd = format_usd(one.amount_nano_usd)
+        table.add_row(Text(one.name), one.id, of, Text(scope_text(one.scope)), usd)
+    return table
 
 
 @operation(

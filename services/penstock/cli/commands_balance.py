@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from penstock.cli.account_tables import scope_text
-from penstock.cli.app import has_width, out, print_table
+from penstock.cli.app import has_width, not_shown, out, print_table
 from penstock.cli.as_json import as_dict
 from penstock.cli.balance_tables import balance_views
 from penstock.cli.errors import CliError
@@ -115,8 +115,8 @@ async def _follow(
     with ExitStack() as stack:
         live: Live | None = None
         async for one in watched:
-            views = balance_views(one, known, needs_budget=needs_budget)
-            views = [_narrowed(view) for view in views]
+            views = balance_views(one, known, needs_budget=needs_budget, watched=True)
+            views = [part for view in views for part in _narrowed(view)]
             if out.is_terminal and _fits(views):
                 live = live or stack.enter_context(Live(console=out, auto_refresh=False))
                 live.update(Group(_at(one), *views), refresh=True)
@@ -125,8 +125,12 @@ async def _follow(
                 _print(_at(one), views)
 
 
-def _narrowed(view: View) -> View:
-    return fitted(view, out, out.width)[0] if has_width() and isinstance(view, Listed) else view
+def _narrowed(view: View) -> list[View]:
+    """With a line of what it lacks."""
+    if not (has_width() and isinstance(view, Listed)):
+        return [view]
+    table, dropped = fitted(view, out, out.width)
+    return [table, not_shown(dropped)] if dropped else [table]
 
 
 def _fits(views: Sequence[View]) -> bool:

@@ -1,6 +1,5 @@
 """`penstock budget`: how much may be spent, on what, in which time."""
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -24,7 +23,7 @@ from penstock.cli.limit_arguments import (
     time_zone,
     window,
 )
-from penstock.cli.limit_changes import compared
+from penstock.cli.limit_changes import changes
 from penstock.cli.operation import ACCOUNT_HELP, Call, Shown, operation
 from penstock.quota.v1 import admin_pb2
 
@@ -114,7 +113,7 @@ async def set_(
         request.limit_nano_usd = nano_usd
     made = await call.ask("SetBudget", request, admin_pb2.Budget)
     warn_of_scope(call.state, provider, model)
-    return _compared(made, there)
+    return Shown(made, lambda known: [budgets_table([made], known), *changes([made])])
 
 
 def limit_nano_usd(text: str) -> int | None:
@@ -179,8 +178,3 @@ async def close(
 async def _budgets(call: Call, account_id: str) -> admin_pb2.ListBudgetsResponse:
     request = admin_pb2.ListBudgetsRequest(account_id=account_id)
     return await call.ask("ListBudgets", request, admin_pb2.ListBudgetsResponse)
-
-
-def _compared(made: admin_pb2.Budget, there: Sequence[admin_pb2.Budget]) -> Shown:
-    (document,), lines = compared([made], there)
-    return Shown(document, lambda known: [budgets_table([made], known), *lines])

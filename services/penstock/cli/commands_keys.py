@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
 from penstock.cli import periods
@@ -125,7 +126,8 @@ async def rotate(
 ) -> Shown:
     """Give a key a new text, shown this once. Its budgets, limits and spend stay.
 
-    Then come the first characters of each text before it, and when that one ends.
+    Then come its texts by their first characters, and when each ends; where a rotation before this
+    one had told a later end, also that one.
     """
     overlap_seconds = periods.seconds(overlap, "--overlap")
     if overlap_seconds > OVERLAP_SECONDS_MAX:
@@ -134,17 +136,21 @@ async def rotate(
         key_id=(await call.find(key, "key")).id, overlap_seconds=overlap_seconds
     )
     rotated = await call.ask("RotateKey", request, admin_pb2.CreateKeyResponse)
-    return _shown_once(rotated, *_before(rotated))
+    return _shown_once(rotated, texts_table(rotated))
 
 
-def _before(rotated: admin_pb2.CreateKeyResponse) -> list[View]:
-    """Which texts end, and when; told with the date, for they are to be replaced until then."""
-    if not rotated.before:
-        return ["It had no other text that was still valid."]
-    table = plain("Texts before this one", "starts with", "made", "ends")
+def texts_table(rotated: admin_pb2.CreateKeyResponse) -> Table:
+    """When each text of the key ends, with the date: those before are to be replaced until then."""
+    key = rotated.key
+    table = plain("", "text", "made", "ends")
+    new = f"{key.prefix}…" if rotated.secret else "the new one"  # a dry run makes none
+    table.add_row(new, "now", when(key.expires_at) if key.HasField("expires_at") else "never")
     for text in rotated.before:
-        table.add_row(Text(f"{text.prefix}…"), when(text.created_at), when(text.valid_until))
-    return [table]
+        ends = Text(when(text.valid_until))
+        if text.valid_until.ToNanoseconds() < text.valid_until_before.ToNanoseconds():
+            ends.append(f"\nsooner than {when(text.valid_until_before)}", "yellow")
+        table.add_row(f"{text.prefix}…", when(text.created_at), ends)
+    return table
 
 
 @operation(

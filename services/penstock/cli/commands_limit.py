@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from penstock.cli.account_tables import limits_table
+from penstock.cli.as_json import as_dict
 from penstock.cli.catalogue_names import warn_of_scope
 from penstock.cli.errors import BAD_USAGE, CliError
 from penstock.cli.groups import limit
@@ -24,7 +25,7 @@ from penstock.cli.limit_arguments import (
     window,
     window_name,
 )
-from penstock.cli.limit_changes import compared
+from penstock.cli.limit_changes import changes
 from penstock.cli.operation import ACCOUNT_HELP, Call, Shown, operation
 from penstock.quota.v1 import admin_pb2
 
@@ -94,8 +95,8 @@ async def set_(
         _complete(one, list(listed.limits), name, wanted)
     found = await _set_all(call, rates)
     warn_of_scope(call.state, provider, model)
-    documents, lines = compared(found, listed.limits, zoned=bool(zone))
-    return Shown({"limits": documents}, lambda known: [limits_table(found, known), *lines])
+    document = {"limits": [as_dict(one) for one in found]}
+    return Shown(document, lambda known: [limits_table(found, known), *changes(found)])
 
 
 def _demand_different(rates: list[admin_pb2.SetRateLimitRequest]) -> None:

@@ -14,6 +14,7 @@ from penstock.cli.app import (
     app,
     clear_faults,
     has_width,
+    not_shown,
     out,
     print_json,
     print_table,
@@ -72,8 +73,7 @@ def trace(
         print_json(found.to_dict())
     elif has_width() and out.width < WIDE:
         print_wide(render(found, narrow=True), NARROW)
-        lacks = "service, amounts in nano-USD"
-        out.print(f"not shown for want of width: {lacks} (--json has all)", style="dim")
+        out.print(not_shown(["service", "amounts in nano-USD"]), style="dim")
     else:
         print_wide(render(found), WIDE)
 

@@ -89,14 +89,6 @@ def levels(known: Sequence[Named], one: Named) -> list[Named]:
     return [*(n for n in known if n.full in fulls), one]
 
 
-def below(known: Sequence[Named], one: Named) -> list[Named]:
-    """The teams and keys of an organisation, the keys of a team."""
-    if one.kind not in {"org", "team"}:
-        return []
-    path = (*one.path, one.name)
-    return [n for n in known if n.path[: len(path)] == path]
-
-
 async def if_known(state: State) -> dict[str, str]:
     """The same of the ledger that is known here; none where it is not, or is away."""
     try:

@@ -43,7 +43,9 @@ ACCOUNT_HELP = "org:NAME, team:ORG/NAME, key:NAME, pool:NAME or an id."
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Check it and show what would be; change nothing.")
 ]
-Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the ledger's entry.")]
+WHY = "Why; kept in the ledger's entry."
+Reason = Annotated[str, typer.Option("--reason", help=WHY)]
+NeededReason = Annotated[str, typer.Option("--reason", help=f"{WHY} Needed.")]
 Actor = Annotated[str, typer.Option("--actor", help="Who; default: the user of this machine.")]
 
 View = str | Table
@@ -64,11 +66,16 @@ class Shown:
 
 @dataclass
 class Call:
-    """One run of a command."""
+    """One run of a command.
+
+    `faults`: of its common options, a line each; told after its own first one, or alone before the
+    ledger is asked.
+    """
 
     state: State
     as_json: bool
     change: Change | None = None
+    faults: Sequence[str] = ()
     _closing: AsyncExitStack = field(default_factory=AsyncExitStack)
     _admin: Admin | None = None
     _known: list[Named] | None = None
@@ -96,7 +103,16 @@ class Call:
             self._known = None  # there may be another name now
         return told, done_before
 
+    def told(self, error: CliError) -> CliError:
+        """Together with the faults of its common options that are not told yet."""
+        lines = [error.message, *self.faults]
+        return CliError("\n  ".join(lines), remedy=error.remedy, code=error.code)
+
     async def admin_service(self) -> Admin:
+        """Raises CliError: a common option has a fault."""
+        if self.faults:
+            first, *self.faults = self.faults  # `told` adds the others
+            raise CliError(first, code=BAD_USAGE)
         if self._admin is None:
             opening = admin.opened(admin.access(self.state))
             self._admin = await self._closing.enter_async_context(opening)
@@ -179,8 +195,8 @@ def operation(
 ) -> Callable[[F], F]:
     """Registers `async def body(call, …) -> Shown | None` as the command `name` of the group.
 
-    `reason_needed`: it is refused without `--reason`, or with a blank one. None: the body has shown
-    its answer itself.
+    `reason_needed`: it is refused without `--reason`, or with a blank one. A body checks what was
+    typed before it asks the ledger. None: it has shown its answer itself.
     """
 
     def register(body: F) -> F:
@@ -190,12 +206,13 @@ def operation(
             if changes:
                 dry_run, why, who = (given.pop(n) for n in ("dry_run", "reason", "actor"))
                 call.change = Change.of(who, why, dry_run=dry_run)
-                if reason_needed and not call.change.reason:
-                    raise CliError("--reason is blank: say why", code=BAD_USAGE)
+                call.faults = call.change.faults(reason_needed=reason_needed)
             try:
                 shown = await body(call, **given)
                 if shown is not None:
                     await call.show(shown)
+            except CliError as error:
+                raise call.told(error) from None
             finally:
                 await call.aclose()
 
@@ -237,7 +254,7 @@ _JSON = _parameter("as_json", Json, False)
 def _changing(*, reason_needed: bool) -> list[inspect.Parameter]:
     return [
         _parameter("dry_run", DryRun, False),
-        _parameter("reason", Reason, ... if reason_needed else ""),
+        _parameter("reason", NeededReason if reason_needed else Reason, ""),
         _parameter("actor", Actor, ""),
     ]
 

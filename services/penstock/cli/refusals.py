@@ -25,33 +25,27 @@ def told(error: PenstockError, address: str, names: Mapping[str, str] = NO_NAMES
 
 
 def _limited(error: PenstockError) -> CliError:
-    """By the time that is left now: the message was written before the request waited."""
-    facts = error.metadata
-    unit = facts["unit"].replace("_", " ")
-    window = "" if facts["unit"] == "in_flight" else f" a {facts['window']}"
-    used, limit, asked = (int(facts[name]) for name in ("used", "limit", "requested"))
-    what = f'{_owner(facts)} may have {limit} {unit}{window} (limit "{facts["limit_name"]}")'
-    raising = f"`penstock limit set` raises it ({facts['account_id']}, {facts['limit_id']})."
+    """The ledger's own sentence, which names the limit and its reset."""
+    account_id, limit_id = error.metadata["account_id"], error.metadata["limit_id"]
     if error.retry_after_seconds is None:
-        return CliError(
-            f"{error.reason}: {what}; this request alone counts {asked}: it can never succeed",
-            remedy=f"Ask for less (`--max-tokens`), or {raising}",
-        )
-    again = admin.duration(error.retry_after_seconds)
+        then = "Ask for less (`--max-tokens`)"
+    else:
+        then = f"Again after {admin.duration(error.retry_after_seconds)}"
     return CliError(
-        f"{error.reason}: {what}; {used} are used and this request counts {asked}",
-        remedy=f"Again after {again}; or {raising}",
+        f"{error.reason}: {error.message}",
+        remedy=f"{then}; or `penstock limit set` raises it ({account_id}, {limit_id}).",
     )
 
 
 def _out_of_credit(error: PenstockError) -> CliError:
     facts = error.metadata
     left, asked = (int(facts[f"{name}_nano_usd"]) for name in ("available", "requested"))
+    owner = f'{facts["account_kind"]} "{facts.get("account_name") or facts["account_id"]}"'
     # The balance of a team or an organisation has only its own grants, not those of all above it.
     key = facts["account_id"] if facts["account_kind"] == "key" else facts.get("key_id", "")
     below = f"{key}`" if key else "KEY` of a key of it"
     return CliError(
-        f"{error.reason}: prepaid {_owner(facts)} has {format_usd(left)} USD of usable credit left;"
+        f"{error.reason}: prepaid {owner} has {format_usd(left)} USD of usable credit left;"
         f" this request may cost {format_usd(asked)}",
         remedy=f"`penstock grant create` grants more ({facts['account_id']}); "
         f"`penstock ledger balance {below} tells what is there, and why the rest of it does not"
@@ -67,10 +61,6 @@ def _over_budget(error: PenstockError) -> CliError:
         remedy=f"`penstock budget set LIMIT --account {account_id} --name {name}` raises it; "
         f"`penstock ledger balance {account_id}` tells where it went.",
     )
-
-
-def _owner(facts: dict[str, str]) -> str:
-    return f'{facts["account_kind"]} "{facts.get("account_name") or facts["account_id"]}"'
 
 
 _WRITERS: dict[str, Callable[[PenstockError], CliError]] = {

@@ -29,6 +29,9 @@ _PIECE = re.compile(r"[^\s/_,;-]*[\s/_,;-]*")
 _MICROSECONDS = re.compile(r"(?<=:[0-9]{2})\.[0-9]{6}(?= UTC)")
 """Of a moment: the first thing that a narrow terminal can do without."""
 
+_WHOLE = re.compile(r"[0-9]+(?=\.|$)")
+"""The digits of an amount or a number before its point; none of a per cent."""
+
 _NOTHING = frozenset({"", "0", "0.00", "0 %"})
 
 
@@ -79,6 +82,28 @@ def plain(
             column, justify=justify, overflow="fold", no_wrap=number or column in whole
         )
     return table
+
+
+def steady(table: Listed) -> Listed:
+    """With room for what its figures may become, so that its columns stay while they change: each
+    is a part of the first one, amounts to the nano, and per cents up to 100.
+    """
+    first, *parts = (column for column in table.columns if column.justify == "right")
+    cells = (_WHOLE.match(str(cell)) for column in (first, *parts) for cell in column.cells)
+    digits = max((len(whole[0]) for whole in cells if whole), default=0)
+    for column in parts:
+        column._cells = [_with_room(cell, digits) for cell in column.cells]  # noqa: SLF001
+    return table
+
+
+def _with_room(cell: RenderableType, digits: int) -> Text:
+    text = cell if isinstance(cell, Text) else Text(str(cell))
+    if "%" in text.plain:
+        digits = len("100 %")
+    elif "." in text.plain:
+        digits += len(".000000001")
+    text.pad_left(digits - len(text) if text else 0)
+    return text
 
 
 def fitted(table: Listed, console: Console, width: int) -> tuple[Listed, list[str]]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from penstock.core import admin_headers
 from penstock.core.money import format_usd
 
 _OPTIONS = {
@@ -41,8 +42,8 @@ _OPTIONS = {
     "time_zone": "--time-zone",
     "until": "--until",
     "window": "--window",
-    "x-penstock-actor": "--actor",
-    "x-penstock-reason": "--reason",
+    admin_headers.ACTOR: "--actor",
+    admin_headers.REASON: "--reason",
 }
 """By the contract's fields."""
 

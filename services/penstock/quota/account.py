@@ -14,6 +14,8 @@ from penstock.core.ids import API_KEY_PREFIX
 AccountKind = Literal["org", "team", "key", "pool"]
 KeyState = Literal["active", "revoked", "expired", "suspended"]
 WindowKind = Literal["minute", "hour", "day", "week", "month", "total"]
+CALENDAR_WINDOWS = frozenset({"day", "week", "month"})
+"""Those that lie elsewhere in another time zone."""
 BudgetUnit = Literal["nano_usd", "requests", "tokens", "in_flight"]
 NumberedKind = Literal["budget", "limit", "grant"]
 
@@ -123,11 +125,16 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class KeyText:
-    """One text of a key by its first characters; `valid_until` None: it ends with the key."""
+    """One text of a key that was rotated, by its first characters, and when it ends: by itself, or
+    with the key where that ends sooner.
+
+    `valid_until_before`: the same as a rotation before this one had it; None: there was none.
+    """
 
     prefix: str
     created_at: datetime
-    valid_until: datetime | None
+    valid_until: datetime
+    valid_until_before: datetime | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from penstock.core.admin_headers import REPLAYED
 from penstock.quota.admin.accounts import AccountsAdmin
 from penstock.quota.admin.adjustments import AdjustmentsAdmin
 from penstock.quota.admin.budgets import BudgetsAdmin
@@ -24,9 +25,6 @@ from penstock.quota.store.pool_store import PoolStore
 from penstock.quota.store.report_store import ReportStore
 from penstock.quota.store.resolve_store import ResolveStore
 from penstock.quota.v1 import admin_pb2, admin_pb2_grpc, quota_pb2
-
-REPLAYED = ("x-penstock-replayed", "true")
-"""Trailing metadata of an answer with what an earlier call of the same key made."""
 
 
 class AlertsCalls(Protocol):
@@ -199,10 +197,12 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
     ) -> admin_pb2.Pool:
         return await self._parts.accounts.close_pool(request, change_of(context))
 
-    async def Adjust(self, request: admin_pb2.AdjustRequest, context: Context) -> quota_pb2.Entry:
-        entry, is_repeat = await self._parts.adjustments.adjust(request, change_of(context))
+    async def Adjust(
+        self, request: admin_pb2.AdjustRequest, context: Context
+    ) -> admin_pb2.AdjustResponse:
+        answer, is_repeat = await self._parts.adjustments.adjust(request, change_of(context))
         _tell_repeat(context, is_repeat=is_repeat)
-        return entry
+        return answer
 
     async def ResolveSuspense(
         self, request: quota_pb2.SettleRequest, context: Context
@@ -250,4 +250,4 @@ class AdminService(admin_pb2_grpc.AdminServiceServicer):
 
 def _tell_repeat(context: Context, *, is_repeat: bool) -> None:
     if is_repeat:
-        context.set_trailing_metadata((REPLAYED,))
+        context.set_trailing_metadata(((REPLAYED, "true"),))

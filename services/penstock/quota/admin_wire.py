@@ -16,6 +16,7 @@ from penstock.quota.account import (
 )
 from penstock.quota.admin.shapes import WINDOWS, scope_message, stamp
 from penstock.quota.budget import Budget, Grant
+from penstock.quota.store.adjust_store import PostedOn
 from penstock.quota.store.detached import Detached
 from penstock.quota.v1 import admin_pb2, quota_pb2
 
@@ -68,6 +69,7 @@ def key_text(value: KeyText) -> admin_pb2.KeyText:
         prefix=value.prefix,
         created_at=stamp(value.created_at),
         valid_until=stamp(value.valid_until),
+        valid_until_before=stamp(value.valid_until_before),
     )
 
 
@@ -81,7 +83,8 @@ def pool(value: Pool) -> admin_pb2.Pool:
     )
 
 
-def budget(value: Budget) -> admin_pb2.Budget:
+def budget(value: Budget, before: Budget | None = None) -> admin_pb2.Budget:
+    """`before`: of one that was changed just now."""
     return admin_pb2.Budget(
         id=format_budget_id(value.id),
         name=value.name,
@@ -97,10 +100,12 @@ def budget(value: Budget) -> admin_pb2.Budget:
         scope=scope_message(value.scope),
         soft_percents=value.soft_percents,
         closed=value.closed,
+        before=None if before is None else budget(before),
     )
 
 
-def rate_limit(value: Budget) -> admin_pb2.RateLimit:
+def rate_limit(value: Budget, before: Budget | None = None) -> admin_pb2.RateLimit:
+    """`before`: of one that was changed just now."""
     return admin_pb2.RateLimit(
         id=format_limit_id(value.id),
         name=value.name,
@@ -112,6 +117,8 @@ def rate_limit(value: Budget) -> admin_pb2.RateLimit:
         scope=scope_message(value.scope),
         resets_at=stamp(value.resets_at),
         closed=value.closed,
+        time_zone=value.time_zone,
+        before=None if before is None else rate_limit(before),
     )
 
 
@@ -165,6 +172,16 @@ def entry(row: Any) -> quota_pb2.Entry:
         reason=row["reason"],
         account_id=account_id,
         detail_json=row["detail"],
+    )
+
+
+def posted_on(value: PostedOn) -> admin_pb2.PostedOn:
+    return admin_pb2.PostedOn(
+        id=format_budget_id(value.id) if value.is_budget else format_grant_id(value.id),
+        name=value.name,
+        account_id=format_id(value.account_kind, value.account_id),
+        scope=scope_message(value.scope),
+        amount_nano_usd=value.amount_nano_usd,
     )
 
 

@@ -8,6 +8,7 @@ import msgspec
 from penstock.core import errors
 from penstock.core.money import format_usd
 from penstock.quota.account import (
+    CALENDAR_WINDOWS,
     AccountKind,
     BudgetUnit,
     WindowKind,
@@ -29,8 +30,8 @@ _UNIT_NAMES: dict[BudgetUnit, str] = {
 class LimitFacts:
     """The first budget or rate limit of the path, organisation first, that has too little left.
 
-    Amounts are in `unit`. `resets_at_ms` (Unix time) is when its window ends; for in_flight, when
-    the first hold expires at the latest. None: never.
+    Amounts are in `unit`. `time_zone` is the window's. `resets_at_ms` (Unix time) is when that one
+    ends; for in_flight, when the first hold expires at the latest. None: never.
     """
 
     budget_id: int
@@ -40,6 +41,7 @@ class LimitFacts:
     account_name: str
     unit: BudgetUnit
     window: WindowKind
+    time_zone: str
     limit: int
     posted: int
     held: int
@@ -50,6 +52,11 @@ class LimitFacts:
     @property
     def used(self) -> int:
         return self.posted + self.held + self.suspense
+
+    @property
+    def left(self) -> int:
+        """Not less than nothing, whatever was posted beyond the limit."""
+        return max(0, self.limit - self.used)
 
     @property
     def resets_at(self) -> datetime | None:
@@ -199,53 +206,58 @@ _REASONS: dict[str, tuple[type[errors.PenstockError], str]] = {
 
 
 def _when(facts: LimitFacts) -> str:
-    resets_at = facts.resets_at
-    return f"resets at {resets_at:%Y-%m-%dT%H:%M:%SZ}" if resets_at else "never resets"
+    return f"resets at {_instant(facts.resets_at)}" if facts.resets_at else "never resets"
 
 
-def _owner(facts: LimitFacts) -> str:
-    return f"{facts.account_kind} {facts.account_name!r}"
+def _instant(at: datetime) -> str:
+    return f"{at:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _what(facts: LimitFacts) -> str:
+    """Which it is, of which window, and whose."""
+    kind = "budget" if facts.unit == "nano_usd" else "limit"
+    zone = f", {facts.time_zone}" if facts.window in CALENDAR_WINDOWS else ""
+    window = "" if facts.unit == "in_flight" else f" ({facts.window}{zone})"
+    return f"{kind} {facts.budget_name!r}{window} of {facts.account_kind} {facts.account_name!r}"
 
 
 def _budget_text(facts: LimitFacts) -> str:
-    left = max(0, facts.limit - facts.used)
     return (
-        f"budget {facts.budget_name!r} ({facts.window}) of {_owner(facts)} has "
-        f"{format_usd(left)} USD left of {format_usd(facts.limit)}, the attempt may cost "
-        f"{format_usd(facts.requested)}; it {_when(facts)}"
+        f"{_what(facts)} has {format_usd(facts.left)} USD left of {format_usd(facts.limit)}, the"
+        f" attempt may cost {format_usd(facts.requested)}; it {_when(facts)}"
     )
 
 
 def _rate_text(facts: LimitFacts, retry_after_seconds: float | None) -> str:
     unit = _UNIT_NAMES[facts.unit]
-    window = "" if facts.unit == "in_flight" else f" a {facts.window}"
-    what = f"limit {facts.budget_name!r} of {_owner(facts)} is {facts.limit} {unit}{window}"
     if facts.requested > facts.limit:
-        return f"{what}; the attempt alone counts {facts.requested}: ask for less, or raise it"
-    if retry_after_seconds is None:
         return (
-            f"{what}, {facts.used} are used and {facts.requested} more are asked for; the window"
-            " of its hold gets no more"
+            f"{_what(facts)} is {facts.limit} {unit}, the attempt alone counts {facts.requested}:"
+            " ask for less, or raise it"
         )
+    what = f"{_what(facts)} has {facts.left} {unit} left of {facts.limit}, the attempt counts"
+    if retry_after_seconds is None:
+        return f"{what} {facts.requested} more; the window of its hold gets no more"
     if facts.unit == "in_flight":
-        return f"{what}, and as many are; try again when one of them has ended"
-    return (
-        f"{what}, {facts.used} are used and the attempt counts {facts.requested}; "
-        f"try again in {retry_after_seconds:.1f} s"
-    )
+        return f"{what} {facts.requested}; try again when one has ended"
+    return f"{what} {facts.requested}; it {_when(facts)}"
 
 
 def _limit_metadata(facts: LimitFacts) -> dict[str, str]:
-    return {
+    told = {
         "account_kind": facts.account_kind,
         "account_id": format_id(facts.account_kind, facts.account_id),
         "account_name": facts.account_name,
         "window": facts.window,
+        "time_zone": facts.time_zone,
     }
+    if facts.resets_at is not None and facts.unit != "in_flight":
+        told["resets_at"] = _instant(facts.resets_at)
+    return told
 
 
 def _budget_metadata(facts: LimitFacts) -> dict[str, str]:
-    told = _limit_metadata(facts) | {
+    return _limit_metadata(facts) | {
         "budget_id": format_budget_id(facts.budget_id),
         "budget_name": facts.budget_name,
         "limit_nano_usd": str(facts.limit),
@@ -254,9 +266,6 @@ def _budget_metadata(facts: LimitFacts) -> dict[str, str]:
         "suspense_nano_usd": str(facts.suspense),
         "requested_nano_usd": str(facts.requested),
     }
-    if facts.resets_at is not None:
-        told["resets_at"] = facts.resets_at.strftime("%Y-%m-%dT%H:%M:%SZ")
-    return told
 
 
 def _rate_metadata(facts: LimitFacts) -> dict[str, str]:

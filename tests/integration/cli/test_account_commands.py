@@ -40,10 +40,14 @@ async def test_a_key_from_its_making_to_its_end(own_operator: Operator) -> None:
     assert 1 == (await ask("keys", "rotate", "key:ci", "--overlap", "0"))["key"]["secrets"]
     seen = await own_operator.said("keys", "rotate", "key:ci", "--overlap", "7d")
     newest = (await ask("keys", "list"))["keys"][0]["prefix"]
-    assert f"{newest}…" not in seen
-    (line,) = [line for line in seen.splitlines() if "…" in line]
-    assert line.split()[0].startswith("ps-")
-    assert 2 == line.count(" UTC")
+    new, old = [line for line in seen.splitlines() if "…" in line]
+    assert [f"{newest}…", "now", "never"] == new.split()
+    assert 2 == old.count(" UTC")
+    seen = await own_operator.said("keys", "rotate", "key:ci", "--overlap", "1h", "--dry-run")
+    (tried,) = [line for line in seen.splitlines() if "the new one" in line]
+    assert ["now", "never"] == tried.split()[-2:]
+    # The one before the last was to live for seven days.
+    assert 1 == seen.count("sooner than")
     changed = await ask("keys", "update", "key:ci", "--name", "cd", "--all-models", "--local-only")
     assert ("cd", [], True) == (changed["name"], changed["allowed_models"], changed["local_only"])
     assert "expires_at" in await ask("keys", "expire", "key:cd", "--at", "2999-01-01")

@@ -176,6 +176,34 @@ async def test_a_rotation_says_when_the_texts_before_it_end(
     assert {ledger.now} == {at for _, at in ends(last)}
 
 
+async def test_a_rotation_says_what_a_former_one_had_said_and_the_keys_own_end(
+    ledger: Ledger, admin: AdminParts
+) -> None:
+    old = await new_key(ledger, admin)
+    await ledger.advance(timedelta(hours=1))
+    rotate = admin_pb2.RotateKeyRequest(key_id=old.key.id, overlap_seconds=7200)
+    middle = await admin.keys.rotate(rotate, OPERATOR)
+    assert [None] == said_before(middle)
+    await ledger.advance(timedelta(hours=1))
+    rotate.overlap_seconds = 60
+    minute = START + timedelta(hours=2, minutes=1)
+    sooner = await admin.keys.rotate(rotate, TRY)
+    assert [(middle.key.prefix, minute), (old.key.prefix, minute)] == ends(sooner)
+    assert [None, START + timedelta(hours=3)] == said_before(sooner)
+    end = START + timedelta(hours=2, seconds=30)
+    await admin.keys.update(admin_pb2.UpdateKeyRequest(key_id=old.key.id, expires_at=end), OPERATOR)
+    with_key = await admin.keys.rotate(rotate, OPERATOR)
+    assert [end, end] == [at for _, at in ends(with_key)]
+    assert [None, end] == said_before(with_key)
+
+
+def said_before(rotated: admin_pb2.CreateKeyResponse) -> list[datetime | None]:
+    return [
+        text.valid_until_before.ToDatetime(UTC) if text.HasField("valid_until_before") else None
+        for text in rotated.before
+    ]
+
+
 def ends(rotated: admin_pb2.CreateKeyResponse) -> list[tuple[str, datetime]]:
     return [(text.prefix, text.valid_until.ToDatetime(UTC)) for text in rotated.before]
 

@@ -8,6 +8,7 @@ import pytest
 from penstock.core import errors
 from penstock.core.ids import uuid7
 from penstock.quota.admin_service import AdminParts
+from penstock.quota.budget import Scope
 from penstock.quota.v1 import admin_pb2, quota_pb2
 from support.admin import OPERATOR, TRY, configured, fails, new_path, snapshot
 from support.ledger import Ledger, expired, held, reserve, settle, told, void
@@ -39,7 +40,8 @@ async def test_an_account_is_adjusted_with_every_level_above_it(
     closed = await ledger.budget("key", key, 10, "day", name="closed")
     await ledger.budgets.close_budget(OPERATOR, closed, money=True)
 
-    entry, _ = await admin.adjustments.adjust(adjust(30, account_id=f"team_{team}"), OPERATOR)
+    answer, _ = await admin.adjustments.adjust(adjust(30, account_id=f"team_{team}"), OPERATOR)
+    entry = answer.entry
     assert ("adjust", 30, f"team_{team}", "", "ops@example.org", "ticket 7") == (
         entry.operation,
         entry.posted_nano_usd,
@@ -81,7 +83,7 @@ async def test_an_adjustment_is_made_once_whoever_repeats_it(
 
     made = await asyncio.gather(*(admin.adjustments.adjust(request, OPERATOR) for _ in range(5)))
 
-    assert [made[0][0]] * 5 == [entry for entry, _ in made]
+    assert [made[0][0]] * 5 == [answer for answer, _ in made]
     assert [False, *[True] * 4] == sorted(is_repeat for _, is_repeat in made)
     assert (35, 0, 0) == await ledger.balances("key", key_id)
     before = await snapshot(ledger)
@@ -109,9 +111,64 @@ async def test_a_dry_run_adjusts_nothing(ledger: Ledger, admin: AdminParts) -> N
     before = await snapshot(ledger)
 
     for request in (adjust(5, reservation_id=id_), adjust(5, account_id=f"key_{key_id}")):
-        entry, _ = await admin.adjustments.adjust(request, TRY)
-        assert 5 == entry.posted_nano_usd
+        answer, _ = await admin.adjustments.adjust(request, TRY)
+        assert 5 == answer.entry.posted_nano_usd
+        assert 5 == sum(on.amount_nano_usd for on in answer.posted_on)
     assert before == await snapshot(ledger)
+
+
+async def test_an_adjustment_of_an_account_names_the_budgets_that_it_is_posted_on(
+    ledger: Ledger, admin: AdminParts
+) -> None:
+    org, team, key = await ledger.new_path()
+    scope = Scope(models=("gpt-4o*",), tags={"job": "x"})
+    of_team = await ledger.budget("team", team, None, name="some", scope=scope)
+    of_org = await ledger.budget("org", org, 1000, "month", name="all")
+    closed = await ledger.budget("team", team, 10, "day", name="closed")
+    await ledger.budgets.close_budget(OPERATOR, closed, money=True)
+    await ledger.budget("team", team, 5, "minute", unit="requests")
+    await ledger.budget("key", key, 10)
+    await ledger.grant("team", team, 50)
+    request = adjust(30, account_id=f"team_{team}")
+
+    tried, _ = await admin.adjustments.adjust(request, TRY)
+    made, _ = await admin.adjustments.adjust(request, OPERATOR)
+
+    told_scope = admin_pb2.Scope(models=["gpt-4o*"], tags={"job": "x"})
+    assert [
+        admin_pb2.PostedOn(
+            id=f"budget_{of_org}", name="all", account_id=f"org_{org}", scope={},
+            amount_nano_usd=30,
+        ),
+        admin_pb2.PostedOn(
+            id=f"budget_{of_team}", name="some", account_id=f"team_{team}", scope=told_scope,
+            amount_nano_usd=30,
+        ),
+    ] == list(made.posted_on)  # fmt: skip
+    assert made.posted_on == tried.posted_on
+    # What was closed or opened since then changes nothing of it.
+    await ledger.budgets.close_budget(OPERATOR, of_team, money=True)
+    await ledger.budget("team", team, 7, "week")
+    again, is_repeat = await admin.adjustments.adjust(request, OPERATOR)
+    assert (made, True) == (again, is_repeat)
+
+
+async def test_an_adjustment_of_an_attempt_names_the_grants_too(
+    ledger: Ledger, admin: AdminParts
+) -> None:
+    org, _, key_id = await ledger.new_path()
+    budget = await ledger.budget("org", org, 1000, "month")
+    await ledger.budget("key", key_id, 100, "minute", unit="requests")
+    first = await ledger.grant("key", key_id, 20, ends_in=timedelta(days=1))
+    last = await ledger.grant("key", key_id, 100)
+    id_ = await settled(ledger, key_id, 50, 30)
+
+    for amount, expected in (
+        (-5, [(f"budget_{budget}", -5), (f"grant_{last}", -5)]),
+        (-10, [(f"budget_{budget}", -10), (f"grant_{first}", -5), (f"grant_{last}", -5)]),
+    ):
+        answer, _ = await admin.adjustments.adjust(adjust(amount, reservation_id=id_), OPERATOR)
+        assert expected == [(on.id, on.amount_nano_usd) for on in answer.posted_on]
 
 
 async def test_a_reservation_is_adjusted_where_it_lay(ledger: Ledger, admin: AdminParts) -> None:
@@ -132,7 +189,8 @@ async def test_a_reservation_is_adjusted_where_it_lay(ledger: Ledger, admin: Adm
         await ledger.credit(first),
         await ledger.credit(last),
     )
-    entry, _ = await admin.adjustments.adjust(adjust(-50, reservation_id=id_), OPERATOR)
+    answer, _ = await admin.adjustments.adjust(adjust(-50, reservation_id=id_), OPERATOR)
+    entry = answer.entry
     assert ((15, 0, 0, 0), (0, 0, 0, 0)) == (await ledger.credit(first), await ledger.credit(last))
     assert (0, 0, 0) == await ledger.balances("org", org, "month")
     (row,) = await ledger.fetch(
@@ -279,8 +337,8 @@ async def test_an_adjustment_gives_up_where_somebody_keeps_the_rows(
         expected = "UNAVAILABLE LEDGER_BUSY"
         assert expected == await fails(admin.adjustments.adjust(request, OPERATOR))
     assert before == await snapshot(ledger)
-    entry, _ = await admin.adjustments.adjust(request, OPERATOR)
-    assert 5 == entry.posted_nano_usd
+    answer, _ = await admin.adjustments.adjust(request, OPERATOR)
+    assert 5 == answer.entry.posted_nano_usd
 
 
 async def test_what_is_in_suspense_is_resolved_with_who_and_why(

@@ -1,5 +1,6 @@
 """Budgets and rate limits as operators set them."""
 
+import asyncio
 from datetime import UTC, datetime
 
 import pytest
@@ -75,6 +76,54 @@ async def test_a_budget_is_changed_by_its_name_and_keeps_what_is_absent(
         usd(account_id=org_id, name="a", scope=admin_pb2.Scope()), OPERATOR
     )
     assert admin_pb2.Scope() == everything.scope
+
+
+async def test_the_answer_of_a_change_has_what_was_before(
+    ledger: Ledger, admin: AdminParts
+) -> None:
+    org_id, _, _ = await new_path(ledger)
+    made = await admin.budgets.set(
+        usd(account_id=org_id, name="a", time_zone="Asia/Tokyo"), OPERATOR
+    )
+    assert not made.HasField("before")
+    for change in (TRY, OPERATOR):
+        changed = await admin.budgets.set(
+            usd(account_id=org_id, name="a", limit_nano_usd=7, time_zone="UTC"), change
+        )
+        assert (7, "UTC", made) == (changed.limit_nano_usd, changed.time_zone, changed.before)
+    closed = await admin.budgets.close(admin_pb2.CloseBudgetRequest(budget_id=made.id), OPERATOR)
+    opened = await admin.budgets.set(usd(account_id=org_id, name="a"), OPERATOR)
+    assert (False, closed) == (opened.closed, opened.before)
+
+
+async def test_the_answer_of_a_change_of_a_limit_has_what_was_before_and_its_zone(
+    ledger: Ledger, admin: AdminParts
+) -> None:
+    org_id, _, _ = await new_path(ledger)
+    request = admin_pb2.SetRateLimitRequest(
+        account_id=org_id, unit=R.UNIT_TOKENS, window=B.WINDOW_DAY, limit=5, time_zone="Asia/Tokyo"
+    )
+    made = await admin.budgets.set_rate(request, OPERATOR)
+    assert ("Asia/Tokyo", False) == (made.time_zone, made.HasField("before"))
+    request.limit, request.time_zone = 6, ""
+    changed = await admin.budgets.set_rate(request, OPERATOR)
+    assert (6, "Asia/Tokyo", made) == (changed.limit, changed.time_zone, changed.before)
+
+
+async def test_of_changes_at_once_each_is_told_what_it_changed(
+    ledger: Ledger, admin: AdminParts
+) -> None:
+    org_id, _, _ = await new_path(ledger)
+    requests = [usd(account_id=org_id, name="a", limit_nano_usd=n) for n in range(1, 9)]
+
+    made = await asyncio.gather(*(admin.budgets.set(one, OPERATOR) for one in requests))
+
+    (first,) = [one for one in made if not one.HasField("before")]
+    follows = {one.before.limit_nano_usd: one.limit_nano_usd for one in made if one != first}
+    chain = [first.limit_nano_usd]
+    while chain[-1] in follows:
+        chain.append(follows[chain[-1]])
+    assert sorted(chain) == [one.limit_nano_usd for one in requests]
 
 
 async def test_a_budget_of_a_scope_counts_only_what_it_names(

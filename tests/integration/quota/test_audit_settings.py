@@ -143,13 +143,13 @@ async def test_an_adjustment_that_was_changed_by_hand_is_told(
     small: SmallLedger, connection: asyncpg.Connection, change: str, told: str
 ) -> None:
     id_ = await small.spend(5)
-    entry, _ = await small.ledger.adjustments.adjust(BY_TEST, Adjustment("a", None, id_, ADJUSTED))
+    made = await small.ledger.adjustments.adjust(BY_TEST, Adjustment("a", None, id_, ADJUSTED))
     assert {} == await findings(connection)
     await connection.execute(change)
 
     found = (await findings(connection))[ADJUSTMENTS]
 
-    assert any(told.format(entry["id"]) in finding for finding in found), found
+    assert any(told.format(made.entry["id"]) in finding for finding in found), found
 
 
 @pytest.mark.parametrize(

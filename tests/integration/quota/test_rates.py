@@ -47,6 +47,22 @@ async def test_three_requests_a_minute_are_three(ledger: Ledger) -> None:
     assert told(await ledger.one(reserve(ledger.id(), key_id))) == "ok"
 
 
+@pytest.mark.parametrize("unit", ["requests", "tokens"])
+async def test_a_refusal_names_the_zone_and_the_reset_of_its_window(
+    ledger: Ledger, unit: str
+) -> None:
+    await ledger.set_clock(NOW)
+    key_id = await ledger.new_key(None)
+    await ledger.budget("key", key_id, 1, "day", "Asia/Tokyo", unit=unit, name="pace")
+    await ledger.one(reserve(ledger.id(), key_id, tokens=1))
+
+    refused = await refusal(ledger, reserve(ledger.id(), key_id, tokens=1))
+
+    assert refused.message.startswith("limit 'pace' (day, Asia/Tokyo) of key ")
+    assert refused.message.endswith("; it resets at 2026-11-24T15:00:00Z")
+    assert 10_780 == refused.retry_after_seconds
+
+
 async def test_a_voided_request_frees_its_place(ledger: Ledger) -> None:
     key_id = await limited_key(ledger, "requests", 1)
     id_ = ledger.id()

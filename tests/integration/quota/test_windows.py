@@ -120,7 +120,7 @@ async def test_a_window_ends_at_its_instant_and_says_so_before(
     assert told(await ledger.one(reserve(ledger.id(), key_id, 100))) == "ok"
     full = await ledger.one(reserve(ledger.id(), key_id, 1))
     assert isinstance(full, BudgetRefused)
-    assert full.facts.resets_at == end
+    assert (full.facts.resets_at, full.facts.time_zone) == (end, zone)
 
     await ledger.set_clock(end)
 

@@ -89,6 +89,41 @@ def test_what_cannot_be_done_is_told_in_a_line(ask, command: list[str], told: st
     assert "Traceback" not in result.output
 
 
+REASON_FAULT = "--reason is missing or blank: say why"
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (
+            ["adjust", "1e-10", "--key", "k", "--account", "a"],
+            ["AMOUNT: '1e-10' is finer than a nano-USD (9 decimal places)", REASON_FAULT],
+        ),
+        (
+            ["adjust", "1", "--key", "k", "--actor", "x" * 129],
+            [
+                "say --account or --reservation: one of them",
+                REASON_FAULT,
+                "--actor has 129 characters; at most 128",
+            ],
+        ),
+        (
+            ["resolve", "r", "-1"],
+            ["AMOUNT: -1: what an attempt cost is not negative", REASON_FAULT],
+        ),
+        (["resolve", "r", "1", "--reason", " "], [REASON_FAULT]),
+    ],
+    ids=["amount", "account and actor", "resolve", "alone"],
+)
+def test_a_missing_reason_is_told_with_the_other_fault_of_the_line(
+    ask, words: list[str], lines: list[str]
+) -> None:
+    result = ask("ledger", *words)
+    assert 2 == result.exit_code
+    told = [line.strip() for line in result.stderr.removeprefix("penstock: ").splitlines()]
+    assert lines == told
+
+
 def test_the_help_lists_commands_as_a_person_needs_them(ask) -> None:
     assert list(ORDER) == get_command(app).list_commands(None)
 

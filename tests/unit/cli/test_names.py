@@ -3,7 +3,7 @@
 import pytest
 
 from penstock.cli.errors import CliError
-from penstock.cli.names import Named, below, find, levels
+from penstock.cli.names import Named, find, levels
 
 KNOWN = [
     Named("org", "org_1", "default"),
@@ -41,7 +41,7 @@ def test_none_or_many_are_told(text: str, told: str) -> None:
         find(KNOWN, text)
 
 
-def test_levels_lie_above_and_what_is_below_lies_below() -> None:
+def test_levels_lie_above() -> None:
     org = Named("org", "org_1", "acme")
     team = Named("team", "team_2", "search", ("acme",))
     key = Named("key", "key_3", "search", ("acme", "search"))
@@ -51,6 +51,3 @@ def test_levels_lie_above_and_what_is_below_lies_below() -> None:
     assert [org, team, key] == levels(known, key)
     assert [org, team] == levels(known, team)
     assert [pool] == levels(known, pool)
-    assert [team, key] == below(known, org)
-    assert [key] == below(known, team)
-    assert [] == below(known, key) + below(known, pool) + below(known, other)

@@ -13,14 +13,17 @@ from penstock.cli.account_tables import budgets_table, grants_table, limits_tabl
 from penstock.cli.balance_tables import balance_views
 from penstock.cli.entry_table import entries_table
 from penstock.cli.ledger_tables import usage_table
+from penstock.cli.route_tables import models_table, plan_table
 from penstock.cli.tables import Listed, fitted
 from penstock.quota.v1 import admin_pb2, quota_pb2
+from penstock.router.v1 import router_pb2
 
 COLUMNS = 80
 AT = Timestamp(seconds=1_795_000_000, nanos=123_456_000)
 REQUEST = "req_0192a3b4c5d67e8f9a0b1c2d3e4f5a6b"
 RESERVATION = "0192a3b4-c5d6-7e8f-9a0b-1c2d3e4f5a6b"
 LONG = "continuous-integration-of-everything"
+PAID_MODEL = "gpt-4o-mini-2024-07-18"
 MONEY = {"posted_nano_usd": 1_234_567_891, "held_nano_usd": 2 * 10**9}
 SUSPENSE = 87_654_321
 
@@ -160,3 +163,80 @@ def test_what_is_closed_is_told_so() -> None:
     for table in tables(closed=False):
         text, _ = drawn(table)
         assert "state" not in text
+
+
+def test_models_keep_their_names_and_prices() -> None:
+    model = router_pb2.Model(
+        id=f"openai/{PAID_MODEL}", kind=router_pb2.Model.KIND_PAID, context_tokens=1_000_000,
+        max_output_tokens=100_000, input_nano_usd_per_mtok=123_456_789_012,
+        output_nano_usd_per_mtok=1_234_567_890_123, ready_replicas=3,
+    )  # fmt: skip
+    alias = router_pb2.Model(
+        id="auto", kind=router_pb2.Model.KIND_ALIAS, targets=[f"local/{LONG}", model.id]
+    )
+    text, dropped = drawn(models_table([alias, model]))
+    assert model.id in text
+    assert {"123.456789012", "1234.567890123"} <= set(text.split())
+    assert "output" == dropped[0]
+
+
+def test_a_plan_keeps_each_verdict_and_what_it_can_cost() -> None:
+    attempts = [
+        router_pb2.PlannedAttempt(
+            provider="openai-stand-in", model=PAID_MODEL, reason="spill_no_replica",
+            cost_bound_nano_usd=1_234_567_890_123, expected_wait_ms=12_345, max_tokens=100_000,
+            **verdict,
+        )
+        for verdict in ({"admitted": True}, {"admitted": False}, {})
+    ]  # fmt: skip
+    rejected = router_pb2.RejectedTarget(
+        provider="openai", model=PAID_MODEL, reason="max_tokens_beyond_model"
+    )
+    text, _ = drawn(
+        plan_table(router_pb2.ExplainRouteResponse(attempts=attempts, rejected=[rejected]))
+    )
+    assert (1, 1, 1) == tuple(text.count(word) for word in ("admits", "refuses", "unknown"))
+    assert 3 == text.count("1234.567890123")
+
+
+def watched(waits: int, posted: int) -> list[list[str]]:
+    """The columns of each table of a watched balance."""
+    part = {"posted_nano_usd": posted, "held_nano_usd": waits, "suspense_nano_usd": waits}
+    left = 5 * 10**9 - posted - 2 * waits
+    balance = quota_pb2.Balance(
+        budgets=[
+            quota_pb2.BudgetBalance(
+                name="month", account_id="key_3", window="month", limit_nano_usd=5 * 10**9,
+                remaining_nano_usd=left, soft_percents=[50, 80, 100], resets_at=AT, **part,
+            )
+        ],
+        grants=[
+            quota_pb2.GrantBalance(
+                name="a start", grant_id="grant_3", account_id="key_3", starts_at=AT,
+                amount_nano_usd=5 * 10**9, remaining_nano_usd=left, **part,
+            )
+        ],
+        rates=[
+            quota_pb2.RateBalance(
+                name="tokens-day", account_id="key_3", unit="tokens", window="day",
+                limit=5 * 10**9, used=posted, resets_at=AT,
+            )
+        ],
+    )  # fmt: skip
+    columns = []
+    for table in balance_views(balance, [], watched=True):
+        drawn(table)
+        assert isinstance(table, Listed)
+        found, _ = fitted(table, Console(file=io.StringIO(), width=1_000), COLUMNS)
+        columns.append([str(column.header) for column in found.columns])
+    return columns
+
+
+@pytest.mark.parametrize(
+    ("waits", "posted"),
+    [(1_234_567, 0), (0, 1_234_567_891), (12_345, 4_987_654_321), (0, 5 * 10**9)],
+)
+def test_a_watched_balance_keeps_its_columns_whatever_its_figures_become(
+    waits: int, posted: int
+) -> None:
+    assert watched(0, 0) == watched(waits, posted)

@@ -27,15 +27,7 @@ SETTINGS = Settings(
     model="auto", system="", max_tokens=20, temperature=None, local_only=False, no_cache=False
 )
 KEY_OF = {"account_kind": "key", "account_id": "key_3", "account_name": "ci"}
-RATE = KEY_OF | {
-    "limit_id": "limit_4",
-    "limit_name": "pace",
-    "unit": "requests",
-    "window": "minute",
-    "limit": "5",
-    "used": "5",
-    "requested": "1",
-}
+RATE = KEY_OF | {"limit_id": "limit_4"}
 TEAM = {"account_kind": "team", "account_id": "team_2", "account_name": "acme"}
 CREDIT = KEY_OF | {"available_nano_usd": "20000000", "requested_nano_usd": "31000000"}
 
@@ -44,32 +36,18 @@ CREDIT = KEY_OF | {"available_nano_usd": "20000000", "requested_nano_usd": "3100
     ("error", "message", "remedy"),
     [
         (
-            RateLimited("stale: try again in 60 s", metadata=RATE, retry_after_seconds=12.3),
-            (
-                'RATE_LIMITED: key "ci" may have 5 requests a minute (limit "pace"); '
-                "5 are used and this request counts 1"
+            RateLimited(
+                "limit 'pace' (minute) of key 'ci' has 0 requests left of 5",
+                metadata=RATE,
+                retry_after_seconds=12.3,
             ),
+            "RATE_LIMITED: limit 'pace' (minute) of key 'ci' has 0 requests left of 5",
             "Again after 13 s; or `penstock limit set` raises it (key_3, limit_4).",
         ),
         (
-            RateLimited("never", metadata=RATE | {"unit": "tokens", "requested": "900"}),
-            (
-                'RATE_LIMITED: key "ci" may have 5 tokens a minute (limit "pace"); '
-                "this request alone counts 900: it can never succeed"
-            ),
-            "Ask for less (`--max-tokens`), or `penstock limit set` raises it (key_3, limit_4).",
-        ),
-        (
-            RateLimited(
-                "x",
-                metadata=RATE | {"unit": "in_flight", "window": "total", "account_name": ""},
-                retry_after_seconds=1,
-            ),
-            (
-                'RATE_LIMITED: key "key_3" may have 5 in flight (limit "pace"); '
-                "5 are used and this request counts 1"
-            ),
-            "Again after 1 s; or `penstock limit set` raises it (key_3, limit_4).",
+            RateLimited("limit 'pace' is 5 tokens, the attempt alone counts 900", metadata=RATE),
+            "RATE_LIMITED: limit 'pace' is 5 tokens, the attempt alone counts 900",
+            "Ask for less (`--max-tokens`); or `penstock limit set` raises it (key_3, limit_4).",
         ),
         (
             CreditExhausted("x", metadata=CREDIT),
@@ -133,7 +111,6 @@ CREDIT = KEY_OF | {"available_nano_usd": "20000000", "requested_nano_usd": "3100
     ids=[
         "rate",
         "never",
-        "in flight",
         "credit",
         "credit of a team",
         "credit of a team, without key",

@@ -6,6 +6,7 @@ import pytest
 
 from penstock.core import errors
 from penstock.core.ids import uuid7
+from penstock.quota.account import BudgetUnit
 from penstock.quota.ledger import Operation
 from penstock.quota.refusals import (
     _REASONS,
@@ -27,6 +28,7 @@ BUDGET = LimitFacts(
     account_name="search",
     unit="nano_usd",
     window="month",
+    time_zone="Europe/Berlin",
     limit=25_000_000_000,
     posted=24_999_999_996,
     held=3,
@@ -43,8 +45,8 @@ def test_a_refusal_says_budget_account_rest_and_reset_exactly() -> None:
 
     assert isinstance(error, BudgetRefused)
     assert (
-        "budget 'pocket-money' (month) of team 'search' has 0.000000001 USD left of 25.00, the "
-        "attempt may cost 0.000000002; it resets at 2026-11-30T23:00:00Z"
+        "budget 'pocket-money' (month, Europe/Berlin) of team 'search' has 0.000000001 USD left of "
+        "25.00, the attempt may cost 0.000000002; it resets at 2026-11-30T23:00:00Z"
     ) == error.message
     assert ("budget_4", "team_7") == (error.metadata["budget_id"], error.metadata["account_id"])
 
@@ -59,10 +61,34 @@ def test_a_full_limit_says_when_it_frees_up_by_the_ledgers_clock() -> None:
     assert isinstance(error, RateRefused)
     assert error.retry_after_seconds == 30.0
     assert (
-        "limit 'pocket-money' of team 'search' is 60 requests a minute, 60 are used and the "
-        "attempt counts 1; try again in 30.0 s"
+        "limit 'pocket-money' (minute) of team 'search' has 0 requests left of 60, the attempt "
+        "counts 1; it resets at 2026-11-30T23:00:00Z"
     ) == error.message
     assert ("limit_4", "60") == (error.metadata["limit_id"], error.metadata["used"])
+
+
+@pytest.mark.parametrize("unit", ["nano_usd", "requests", "tokens"])
+def test_budgets_and_limits_tell_their_window_its_zone_and_its_reset_alike(
+    unit: BudgetUnit,
+) -> None:
+    facts = replace(BUDGET, unit=unit, posted=BUDGET.limit)
+    reason = "BUDGET_EXCEEDED" if unit == "nano_usd" else "RATE_LIMITED"
+    error = told(reason, facts)
+
+    assert "'pocket-money' (month, Europe/Berlin) of team 'search' has 0" in error.message
+    assert error.message.endswith("; it resets at 2026-11-30T23:00:00Z")
+    named = [error.metadata[name] for name in ("window", "time_zone", "resets_at")]
+    assert ["month", "Europe/Berlin", "2026-11-30T23:00:00Z"] == named
+
+
+def test_a_limit_in_flight_has_no_window() -> None:
+    error = told("RATE_LIMITED", replace(RATE, unit="in_flight", window="total", time_zone="UTC"))
+
+    assert (
+        "limit 'pocket-money' of team 'search' has 0 requests in flight left of 60, the attempt "
+        "counts 1; try again when one has ended"
+    ) == error.message
+    assert "resets_at" not in error.metadata
 
 
 def test_more_than_the_limit_alone_is_never_to_be_tried_again() -> None:

@@ -19,7 +19,7 @@ class AdjustmentsAdmin:
 
     async def adjust(
         self, request: admin_pb2.AdjustRequest, change: Change
-    ) -> tuple[quota_pb2.Entry, bool]:
+    ) -> tuple[admin_pb2.AdjustResponse, bool]:
         """And whether this is a repeat."""
         faults = Faults()
         account = None
@@ -45,8 +45,12 @@ class AdjustmentsAdmin:
             amount_nano_usd=amount,
         )
         faults.check()
-        row, is_repeat = await self._adjustments.adjust(change, wanted)
-        return admin_wire.entry(row), is_repeat
+        adjusted = await self._adjustments.adjust(change, wanted)
+        answer = admin_pb2.AdjustResponse(
+            entry=admin_wire.entry(adjusted.entry),
+            posted_on=[admin_wire.posted_on(one) for one in adjusted.posted_on],
+        )
+        return answer, adjusted.is_repeat
 
     async def resolve(
         self, request: quota_pb2.SettleRequest, change: Change

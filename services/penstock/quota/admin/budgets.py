@@ -55,7 +55,8 @@ class BudgetsAdmin:
             soft_percents=_soft_percents(faults, request.soft_percents),
         )
         faults.check()
-        return admin_wire.budget(await self._budgets.set_budget(change, wish))
+        before, after = await self._budgets.set_budget(change, wish)
+        return admin_wire.budget(after, before)
 
     async def close(
         self, request: admin_pb2.CloseBudgetRequest, change: Change
@@ -96,7 +97,8 @@ class BudgetsAdmin:
             scope=scope(faults, request.scope) if request.HasField("scope") else None,
         )
         faults.check()
-        return admin_wire.rate_limit(await self._budgets.set_budget(change, wish))
+        before, after = await self._budgets.set_budget(change, wish)
+        return admin_wire.rate_limit(after, before)
 
     async def close_rate(
         self, request: admin_pb2.CloseRateLimitRequest, change: Change

@@ -1,9 +1,9 @@
 """Grants for operators."""
 
+from penstock.core.admin_headers import REASON_CHARACTERS_MAX
 from penstock.quota import admin_wire
 from penstock.quota.admin.shapes import (
     NAME_LENGTH_MAX,
-    REASON_LENGTH_MAX,
     any_account,
     optional_account,
     scope,
@@ -42,7 +42,7 @@ class GrantsAdmin:
             account_kind=kind,
             account_id=account_id,
             name=faults.text("name", request.name, length_min=1, length_max=NAME_LENGTH_MAX),
-            reason=faults.text("reason", request.reason, length_max=REASON_LENGTH_MAX),
+            reason=faults.text("reason", request.reason, length_max=REASON_CHARACTERS_MAX),
             amount_nano_usd=amount,
             starts_at=starts_at,
             expires_at=expires_at,

@@ -7,6 +7,13 @@ from urllib.parse import unquote
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from penstock.core.admin_headers import (
+    ACTOR,
+    ACTOR_CHARACTERS_MAX,
+    DRY_RUN,
+    REASON,
+    REASON_CHARACTERS_MAX,
+)
 from penstock.quota.account import (
     ACCOUNT_KINDS,
     ACCOUNT_NAME,
@@ -19,12 +26,7 @@ from penstock.quota.checks import Faults
 from penstock.quota.store.changes import Change
 from penstock.quota.v1 import admin_pb2
 
-ACTOR_HEADER = "x-penstock-actor"
-REASON_HEADER = "x-penstock-reason"
-DRY_RUN_HEADER = "x-penstock-dry-run"
 ACTOR_DEFAULT = "admin"
-ACTOR_LENGTH_MAX = 128
-REASON_LENGTH_MAX = 512
 NAME_LENGTH_MAX = 128
 GLOB_LENGTH_MAX = 256
 SCOPE_NAMES_MAX = 64
@@ -55,19 +57,19 @@ def change_of(context: Context) -> Change:
 def read_change(metadata: Iterable[tuple[str, str | bytes]]) -> Change:
     faults = Faults()
     given = {name: _text(value) for name, value in metadata}
-    actor = given.get(ACTOR_HEADER, ACTOR_DEFAULT)
-    if not 1 <= len(actor) <= ACTOR_LENGTH_MAX or not actor.isprintable():
+    actor = given.get(ACTOR, ACTOR_DEFAULT)
+    if not 1 <= len(actor) <= ACTOR_CHARACTERS_MAX or not actor.isprintable():
         faults.add(
-            ACTOR_HEADER, "ACTOR_INVALID", f"takes 1 to {ACTOR_LENGTH_MAX} printable characters"
+            ACTOR, "ACTOR_INVALID", f"takes 1 to {ACTOR_CHARACTERS_MAX} printable characters"
         )
-    reason = given.get(REASON_HEADER, "")
-    if len(reason) > REASON_LENGTH_MAX or not reason.isprintable():
+    reason = given.get(REASON, "")
+    if len(reason) > REASON_CHARACTERS_MAX or not reason.isprintable():
         faults.add(
-            REASON_HEADER, "REASON_INVALID", f"takes at most {REASON_LENGTH_MAX} printable ones"
+            REASON, "REASON_INVALID", f"takes at most {REASON_CHARACTERS_MAX} printable ones"
         )
-    dry_run = given.get(DRY_RUN_HEADER)
+    dry_run = given.get(DRY_RUN)
     if dry_run not in {None, "1"}:
-        faults.add(DRY_RUN_HEADER, "DRY_RUN_INVALID", "takes 1, or is left out")
+        faults.add(DRY_RUN, "DRY_RUN_INVALID", "takes 1, or is left out")
     faults.check()
     return Change(actor=actor, reason=reason, dry_run=dry_run is not None)
 

@@ -1,7 +1,7 @@
 """Organisations, teams and keys in PostgreSQL."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -178,7 +178,8 @@ class AccountStore:
         self, change: Change, key_id: int, secret: str, overlap_seconds: int
     ) -> tuple[Key, list[KeyText]]:
         """A second text; those before it stay valid for the overlap, or for less if they ended
-        sooner. Answered with those that were valid, newest first, and when each ends now.
+        sooner. Answered with those that were valid, newest first, when each ends now, and when it
+        was to end.
 
         Raises:
             NotFound: KEY_UNKNOWN.
@@ -191,7 +192,7 @@ class AccountStore:
                 " SET valid_until = least(s.valid_until, n.at + $2::interval)"
                 " FROM (SELECT ledger_now() AS at) AS n, key_secrets old"
                 " WHERE s.account_id = $1 AND old.hash = s.hash"
-                " RETURNING s.prefix, s.created_at, s.valid_until,"
+                " RETURNING s.prefix, s.created_at, s.valid_until, old.valid_until AS was_until,"
                 " coalesce(old.valid_until, 'infinity'::timestamptz) > n.at AS was_valid",
                 key_id,
                 timedelta(seconds=overlap_seconds),
@@ -206,7 +207,7 @@ class AccountStore:
                 )
             await writing.configure(key_id, "rotate_key", before, after)
             await notify_keys(writing, key_id)
-        return after, _texts(texts)
+        return after, _texts(texts, after.policy.expires_at)
 
     async def update_key(
         self, change: Change, key_id: int, *, name: str | None, **policy: Any
@@ -319,13 +320,24 @@ async def _key_by_id(connection: postgres.Connection, key_id: int) -> Key:
     return _key(await connection.fetchrow(_NO_TEXT + "WHERE a.id = $1", key_id))
 
 
-def _texts(rows: Sequence[Any]) -> list[KeyText]:
+def _texts(rows: Sequence[Any], key_ends: datetime | None) -> list[KeyText]:
+    def first(at: datetime) -> datetime:
+        return at if key_ends is None else min(at, key_ends)
+
     valid = [row for row in rows if row["was_valid"]]
     # As in `_KEYS`: of two of one moment the one that ends later.
     newest_first = sorted(
         valid, key=lambda row: (row["created_at"], row["valid_until"]), reverse=True
     )
-    return [KeyText(row["prefix"], row["created_at"], row["valid_until"]) for row in newest_first]
+    return [
+        KeyText(
+            row["prefix"],
+            row["created_at"],
+            first(row["valid_until"]),
+            None if row["was_until"] is None else first(row["was_until"]),
+        )
+        for row in newest_first
+    ]
 
 
 def _account(row: Any) -> Account:

@@ -8,6 +8,8 @@ import asyncpg
 from penstock.core import errors, postgres
 from penstock.core.money import format_usd
 from penstock.quota.account import AccountKind, format_id
+from penstock.quota.budget import Scope
+from penstock.quota.store.budget_store import scope_of
 from penstock.quota.store.changes import Change, Writing, changing, require_account
 from penstock.quota.store.database import Database, busy
 from penstock.quota.store.entry_store import entry_by_id
@@ -33,6 +35,25 @@ _WARN = """
     ON CONFLICT DO NOTHING
 """
 
+_POSTED_ON = """
+    SELECT b.budget_id IS NOT NULL AS is_budget, coalesce(x.id, g.id) AS id,
+        coalesce(x.name, g.name) AS name, a.kind AS account_kind, a.id AS account_id,
+        coalesce(x.providers, g.providers) AS providers, coalesce(x.models, g.models) AS models,
+        coalesce(x.tags, g.tags) AS tags, u.amount
+    FROM entries e
+    CROSS JOIN LATERAL (
+        SELECT id, e.posted AS amount FROM unnest(e.bucket_ids) AS s (id)
+        UNION ALL
+        SELECT id, amount FROM unnest(e.slice_ids, e.slice_posted) AS s (id, amount)
+        WHERE amount <> 0) AS u
+    JOIN buckets b ON b.id = u.id
+    LEFT JOIN budgets x ON x.id = b.budget_id
+    LEFT JOIN grants g ON g.id = b.grant_id
+    JOIN accounts a ON a.id = coalesce(x.account_id, g.account_id)
+    WHERE e.id = $1
+    ORDER BY b.grant_id IS NOT NULL, a.kind, b.id
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Adjustment:
@@ -42,6 +63,30 @@ class Adjustment:
     account: tuple[AccountKind, int] | None
     reservation_id: str | None
     amount_nano_usd: int
+
+
+@dataclass(frozen=True, slots=True)
+class PostedOn:
+    """A budget or a grant that an adjustment moved, as it is called now, and by how much."""
+
+    is_budget: bool
+    id: int
+    name: str
+    account_kind: AccountKind
+    account_id: int
+    scope: Scope
+    amount_nano_usd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adjusted:
+    """The entry as EntryStore reads it, what it is posted on (budgets first, from the organisation
+    on), and whether it was there before: this is a repeat.
+    """
+
+    entry: asyncpg.Record
+    posted_on: list[PostedOn]
+    is_repeat: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +101,8 @@ class AdjustStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def adjust(self, change: Change, wanted: Adjustment) -> tuple[asyncpg.Record, bool]:
-        """The entry, as EntryStore reads it, and whether this is a repeat: it was there before.
+    async def adjust(self, change: Change, wanted: Adjustment) -> Adjusted:
+        """Makes it, or finds what was made by its key.
 
         Raises:
             NotFound: the account, RESERVATION_UNKNOWN, or (of a repeat) ENTRY_DETACHED.
@@ -78,7 +123,7 @@ class AdjustStore:
                 wanted.amount_nano_usd,
             )
             if not is_new:
-                return await _repeated(connection, wanted), True
+                return await _repeated(connection, wanted)
             if wanted.account is not None:
                 entry_id = await _adjust_account(writing, wanted.account, wanted.amount_nano_usd)
             else:
@@ -93,7 +138,8 @@ class AdjustStore:
             )
             row = await entry_by_id(connection, entry_id)
             assert row is not None
-        return row, False
+            posted_on = await _posted_on(connection, entry_id)
+        return Adjusted(row, posted_on, is_repeat=False)
 
 
 async def _check_target(connection: postgres.Connection, wanted: Adjustment) -> None:
@@ -107,7 +153,7 @@ async def _check_target(connection: postgres.Connection, wanted: Adjustment) -> 
         )
 
 
-async def _repeated(connection: postgres.Connection, wanted: Adjustment) -> asyncpg.Record:
+async def _repeated(connection: postgres.Connection, wanted: Adjustment) -> Adjusted:
     made = await connection.fetchrow(
         "SELECT x.entry_id, x.reservation_id, x.amount, a.kind, a.id AS account_id"
         " FROM adjustments x LEFT JOIN accounts a ON a.id = x.account_id"
@@ -126,7 +172,22 @@ async def _repeated(connection: postgres.Connection, wanted: Adjustment) -> asyn
             " partition that was detached",
             reason="ENTRY_DETACHED",
         )
-    return row
+    return Adjusted(row, await _posted_on(connection, row["id"]), is_repeat=True)
+
+
+async def _posted_on(connection: postgres.Connection, entry_id: int) -> list[PostedOn]:
+    return [
+        PostedOn(
+            is_budget=row["is_budget"],
+            id=row["id"],
+            name=row["name"],
+            account_kind=row["account_kind"],
+            account_id=row["account_id"],
+            scope=scope_of(row),
+            amount_nano_usd=row["amount"],
+        )
+        for row in await connection.fetch(_POSTED_ON, entry_id)
+    ]
 
 
 def _fields(of: Adjustment) -> dict[str, object]:

@@ -33,8 +33,9 @@ class BudgetStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def set_budget(self, change: Change, wish: BudgetWish) -> Budget:
-        """Creates or changes the account's budget of this name, and opens a closed one again.
+    async def set_budget(self, change: Change, wish: BudgetWish) -> tuple[Budget | None, Budget]:
+        """Creates or changes the account's budget of this name, and opens a closed one again. The
+        answer is what was (None: it is new) and what is.
 
         A limit below what is spent stops admission, nothing else. A new budget counts from now on.
 
@@ -61,7 +62,7 @@ class BudgetStore:
                 await _check_time_zone(connection, wish.time_zone)
             after = await _write(connection, before, wish)
             await _record(writing, "set", before, after)
-        return after
+        return before, after
 
     async def close_budget(self, change: Change, budget_id: int, *, money: bool) -> Budget:
         """It limits nothing any more; again is no fault. Raises NotFound (BUDGET_UNKNOWN,

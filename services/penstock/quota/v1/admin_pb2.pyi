@@ -460,13 +460,18 @@ class KeyText(_message.Message):
     PREFIX_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     VALID_UNTIL_FIELD_NUMBER: _builtins.int
+    VALID_UNTIL_BEFORE_FIELD_NUMBER: _builtins.int
     prefix: _builtins.str
     """Its first characters."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def valid_until(self) -> _timestamp_pb2.Timestamp:
-        """Absent: with the key."""
+        """By itself, or with the key where that ends sooner."""
+
+    @_builtins.property
+    def valid_until_before(self) -> _timestamp_pb2.Timestamp:
+        """The same as a rotation before this one had it. Absent: there was none since this text."""
 
     def __init__(
         self,
@@ -474,14 +479,20 @@ class KeyText(_message.Message):
         prefix: _builtins.str = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         valid_until: _timestamp_pb2.Timestamp | None = ...,
+        valid_until_before: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_valid_until", b"_valid_until", "created_at", b"created_at", "valid_until", b"valid_until"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_valid_until", b"_valid_until", "_valid_until_before", b"_valid_until_before", "created_at", b"created_at", "valid_until", b"valid_until", "valid_until_before", b"valid_until_before"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_valid_until", b"_valid_until", "created_at", b"created_at", "prefix", b"prefix", "valid_until", b"valid_until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_valid_until", b"_valid_until", "_valid_until_before", b"_valid_until_before", "created_at", b"created_at", "prefix", b"prefix", "valid_until", b"valid_until", "valid_until_before", b"valid_until_before"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__valid_until: _TypeAlias = _typing.Literal["valid_until"]  # noqa: Y015
     _WhichOneofArgType__valid_until: _TypeAlias = _typing.Literal["_valid_until", b"_valid_until"]  # noqa: Y015
+    _WhichOneofReturnType__valid_until_before: _TypeAlias = _typing.Literal["valid_until_before"]  # noqa: Y015
+    _WhichOneofArgType__valid_until_before: _TypeAlias = _typing.Literal["_valid_until_before", b"_valid_until_before"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__valid_until) -> _WhichOneofReturnType__valid_until | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__valid_until_before) -> _WhichOneofReturnType__valid_until_before | None: ...
 
 Global___KeyText: _TypeAlias = KeyText  # noqa: Y015
 
@@ -591,6 +602,7 @@ class Budget(_message.Message):
     SCOPE_FIELD_NUMBER: _builtins.int
     SOFT_PERCENTS_FIELD_NUMBER: _builtins.int
     CLOSED_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     account_id: _builtins.str
@@ -617,6 +629,10 @@ class Budget(_message.Message):
     def soft_percents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Per cent of the limit at which it warns, ascending."""
 
+    @_builtins.property
+    def before(self) -> Global___Budget:
+        """Of SetBudget's answer alone: as it was. Absent: it is new."""
+
     def __init__(
         self,
         *,
@@ -634,13 +650,19 @@ class Budget(_message.Message):
         scope: Global___Scope | None = ...,
         soft_percents: _abc.Iterable[_builtins.int] | None = ...,
         closed: _builtins.bool = ...,
+        before: Global___Budget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at", "resets_at", b"resets_at", "scope", b"scope"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_before", b"_before", "_resets_at", b"_resets_at", "before", b"before", "resets_at", b"resets_at", "scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at", "account_id", b"account_id", "closed", b"closed", "held_nano_usd", b"held_nano_usd", "id", b"id", "limit_nano_usd", b"limit_nano_usd", "name", b"name", "posted_nano_usd", b"posted_nano_usd", "resets_at", b"resets_at", "scope", b"scope", "soft_percents", b"soft_percents", "suspense_nano_usd", b"suspense_nano_usd", "time_zone", b"time_zone", "unlimited", b"unlimited", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_before", b"_before", "_resets_at", b"_resets_at", "account_id", b"account_id", "before", b"before", "closed", b"closed", "held_nano_usd", b"held_nano_usd", "id", b"id", "limit_nano_usd", b"limit_nano_usd", "name", b"name", "posted_nano_usd", b"posted_nano_usd", "resets_at", b"resets_at", "scope", b"scope", "soft_percents", b"soft_percents", "suspense_nano_usd", b"suspense_nano_usd", "time_zone", b"time_zone", "unlimited", b"unlimited", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__before: _TypeAlias = _typing.Literal["before"]  # noqa: Y015
+    _WhichOneofArgType__before: _TypeAlias = _typing.Literal["_before", b"_before"]  # noqa: Y015
     _WhichOneofReturnType__resets_at: _TypeAlias = _typing.Literal["resets_at"]  # noqa: Y015
     _WhichOneofArgType__resets_at: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__before) -> _WhichOneofReturnType__before | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resets_at) -> _WhichOneofReturnType__resets_at | None: ...
 
 Global___Budget: _TypeAlias = Budget  # noqa: Y015
@@ -808,6 +830,8 @@ class RateLimit(_message.Message):
     SCOPE_FIELD_NUMBER: _builtins.int
     RESETS_AT_FIELD_NUMBER: _builtins.int
     CLOSED_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     account_id: _builtins.str
@@ -818,10 +842,16 @@ class RateLimit(_message.Message):
     used: _builtins.int
     """Posted and held in the window that is open now."""
     closed: _builtins.bool
+    time_zone: _builtins.str
+    """As of a budget."""
     @_builtins.property
     def scope(self) -> Global___Scope: ...
     @_builtins.property
     def resets_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def before(self) -> Global___RateLimit:
+        """Of SetRateLimit's answer alone: as it was. Absent: it is new."""
+
     def __init__(
         self,
         *,
@@ -835,13 +865,20 @@ class RateLimit(_message.Message):
         scope: Global___Scope | None = ...,
         resets_at: _timestamp_pb2.Timestamp | None = ...,
         closed: _builtins.bool = ...,
+        time_zone: _builtins.str = ...,
+        before: Global___RateLimit | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at", "resets_at", b"resets_at", "scope", b"scope"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_before", b"_before", "_resets_at", b"_resets_at", "before", b"before", "resets_at", b"resets_at", "scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at", "account_id", b"account_id", "closed", b"closed", "id", b"id", "limit", b"limit", "name", b"name", "resets_at", b"resets_at", "scope", b"scope", "unit", b"unit", "used", b"used", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_before", b"_before", "_resets_at", b"_resets_at", "account_id", b"account_id", "before", b"before", "closed", b"closed", "id", b"id", "limit", b"limit", "name", b"name", "resets_at", b"resets_at", "scope", b"scope", "time_zone", b"time_zone", "unit", b"unit", "used", b"used", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__before: _TypeAlias = _typing.Literal["before"]  # noqa: Y015
+    _WhichOneofArgType__before: _TypeAlias = _typing.Literal["_before", b"_before"]  # noqa: Y015
     _WhichOneofReturnType__resets_at: _TypeAlias = _typing.Literal["resets_at"]  # noqa: Y015
     _WhichOneofArgType__resets_at: _TypeAlias = _typing.Literal["_resets_at", b"_resets_at"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__before) -> _WhichOneofReturnType__before | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resets_at) -> _WhichOneofReturnType__resets_at | None: ...
 
 Global___RateLimit: _TypeAlias = RateLimit  # noqa: Y015
@@ -1288,6 +1325,67 @@ class AdjustRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AdjustRequest: _TypeAlias = AdjustRequest  # noqa: Y015
+
+@_typing.final
+class AdjustResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: _builtins.int
+    POSTED_ON_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def entry(self) -> _quota_pb2.Entry: ...
+    @_builtins.property
+    def posted_on(self) -> _containers.RepeatedCompositeFieldContainer[Global___PostedOn]:
+        """Everything that the entry is posted on: budgets first, from the organisation on."""
+
+    def __init__(
+        self,
+        *,
+        entry: _quota_pb2.Entry | None = ...,
+        posted_on: _abc.Iterable[Global___PostedOn] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entry", b"entry", "posted_on", b"posted_on"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdjustResponse: _TypeAlias = AdjustResponse  # noqa: Y015
+
+@_typing.final
+class PostedOn(_message.Message):
+    """A budget or a grant, as it is called now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    AMOUNT_NANO_USD_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    name: _builtins.str
+    account_id: _builtins.str
+    amount_nano_usd: _builtins.int
+    """On a budget all of it, on a grant its share; negative: given back."""
+    @_builtins.property
+    def scope(self) -> Global___Scope: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        scope: Global___Scope | None = ...,
+        amount_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "amount_nano_usd", b"amount_nano_usd", "id", b"id", "name", b"name", "scope", b"scope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PostedOn: _TypeAlias = PostedOn  # noqa: Y015
 
 @_typing.final
 class ListBudgetsRequest(_message.Message):

@@ -147,7 +147,7 @@ class AdminServiceStub(object):
         self.Adjust = channel.unary_unary(
                 '/penstock.quota.v1.AdminService/Adjust',
                 request_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.AdjustRequest.SerializeToString,
-                response_deserializer=penstock_dot_quota_dot_v1_dot_quota__pb2.Entry.FromString,
+                response_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.AdjustResponse.FromString,
                 _registered_method=True)
         self.Reconcile = channel.stream_stream(
                 '/penstock.quota.v1.AdminService/Reconcile',
@@ -513,7 +513,7 @@ def add_AdminServiceServicer_to_server(servicer, server):
             'Adjust': grpc.unary_unary_rpc_method_handler(
                     servicer.Adjust,
                     request_deserializer=penstock_dot_quota_dot_v1_dot_admin__pb2.AdjustRequest.FromString,
-                    response_serializer=penstock_dot_quota_dot_v1_dot_quota__pb2.Entry.SerializeToString,
+                    response_serializer=penstock_dot_quota_dot_v1_dot_admin__pb2.AdjustResponse.SerializeToString,
             ),
             'Reconcile': grpc.stream_stream_rpc_method_handler(
                     servicer.Reconcile,
@@ -1153,7 +1153,7 @@ class AdminService(object):
             target,
             '/penstock.quota.v1.AdminService/Adjust',
             penstock_dot_quota_dot_v1_dot_admin__pb2.AdjustRequest.SerializeToString,
-            penstock_dot_quota_dot_v1_dot_quota__pb2.Entry.FromString,
+            penstock_dot_quota_dot_v1_dot_admin__pb2.AdjustResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -76,7 +76,7 @@ class AdminServiceStub:
     entries stay, and apply to nothing until SetPool opens it again. Refused (POOL_IN_USE) while attempts
     hold or are in suspense in it.
     """
-    Adjust: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AdjustRequest, _quota_pb2.Entry]
+    Adjust: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AdjustRequest, _admin_pb2.AdjustResponse]
     """Posts an amount, or gives one back, on an account's open budgets or on one reservation. Idempotent by
     `adjustment_key`: a repeat is answered with the entry that is there, and with `x-penstock-replayed: true`
     in the trailing metadata.
@@ -146,7 +146,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     entries stay, and apply to nothing until SetPool opens it again. Refused (POOL_IN_USE) while attempts
     hold or are in suspense in it.
     """
-    Adjust: _aio.UnaryUnaryMultiCallable[_admin_pb2.AdjustRequest, _quota_pb2.Entry]  # type: ignore[assignment]
+    Adjust: _aio.UnaryUnaryMultiCallable[_admin_pb2.AdjustRequest, _admin_pb2.AdjustResponse]  # type: ignore[assignment]
     """Posts an amount, or gives one back, on an account's open budgets or on one reservation. Idempotent by
     `adjustment_key`: a repeat is answered with the entry that is there, and with `x-penstock-replayed: true`
     in the trailing metadata.
@@ -345,7 +345,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _admin_pb2.AdjustRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_quota_pb2.Entry, _abc.Awaitable[_quota_pb2.Entry]]:
+    ) -> _typing.Union[_admin_pb2.AdjustResponse, _abc.Awaitable[_admin_pb2.AdjustResponse]]:
         """Posts an amount, or gives one back, on an account's open budgets or on one reservation. Idempotent by
         `adjustment_key`: a repeat is answered with the entry that is there, and with `x-penstock-replayed: true`
         in the trailing metadata.

@@ -232,7 +232,7 @@ CREATE FUNCTION refusal_of(bucket bigint, resolved uuid[]) RETURNS jsonb
 LANGUAGE sql STABLE AS $$
     SELECT jsonb_build_object(
         'budget_id', x.id, 'budget_name', x.name, 'account_kind', a.kind, 'account_id', a.id,
-        'account_name', a.name, 'unit', x.unit, 'window', x.kind,
+        'account_name', a.name, 'unit', x.unit, 'window', x.kind, 'time_zone', x.time_zone,
         'resets_at_ms', (extract(epoch FROM CASE
             WHEN x.unit <> 'in_flight' THEN window_end(x.kind, x.time_zone, b.window_key)
             WHEN a.kind = 'pool' THEN (
