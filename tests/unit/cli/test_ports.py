@@ -13,7 +13,9 @@ from penstock.cli.state import State
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> State:
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> State:
+    # Another Penstock of this machine may take a port of the real range at any moment.
+    monkeypatch.setattr(ports, "RANGE", range(20_000, 20_768))
     found = State.at(tmp_path / "state")
     found.make()
     return found
