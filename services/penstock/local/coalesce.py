@@ -25,7 +25,7 @@ class _Batch:
 
     @property
     def has_tokens(self) -> bool:
-        return bool(self._deltas)
+        return self._last is not None and self._last.completion_tokens > 0
 
     def add(self, delta: Delta) -> None:
         self._last = delta

@@ -1,7 +1,10 @@
 """Ray Serve's REST API, as far as deploying needs it."""
 
+import asyncio
+import logging
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,11 +14,21 @@ from penstock.core.catalogue import application_of
 from penstock.core.ports import free_ports
 from penstock.local.config import DEPLOYMENT, ReplicaSettings
 
+logger = logging.getLogger(__name__)
+
 SERVICER = "penstock.local.v1.local_pb2_grpc.add_LocalServiceServicer_to_server"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 REQUEST_SECONDS = 60.0
 """The first call to a fresh head starts Serve's controller, which takes seconds."""
+
+DEPLOY_SECONDS = 120.0
+"""A fresh head that fails by itself is asked again within this: as long as it may take to start."""
+
+RETRY_SECONDS = 1.0
+
+TAIL_CHARACTERS = 2_000
+"""Of what Ray says: a traceback, whose end names the fault."""
 
 
 class DeployFailed(Exception):
@@ -43,7 +56,16 @@ class ServeApi(Protocol):
 class RestServeApi:
     """Over the dashboard of a head with token authentication."""
 
-    def __init__(self, base_url: str, token: str) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        token: str,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._monotonic = monotonic
+        self._sleep = sleep
         self._client = httpx.AsyncClient(
             base_url=base_url,
             headers={"Authorization": f"Bearer {token}"},
@@ -55,17 +77,28 @@ class RestServeApi:
     async def deploy(self, models: Sequence[ReplicaSettings]) -> None:
         """Makes exactly these models the applications of the cluster.
 
+        Asks again where Ray fails by itself, as a head does now and then that has just started.
+
         Raises:
-            DeployFailed: Serve refuses the configuration.
+            DeployFailed: Serve refuses the configuration, or goes on failing.
         """
         http_port, grpc_port = free_ports(2)
         config = deploy_config(models, http_port=http_port, grpc_port=grpc_port)
-        try:
-            reply = await self._client.put("/api/serve/applications/", json=config)
-        except httpx.HTTPError as error:
-            raise DeployFailed(f"Ray's API does not answer: {error!r}") from error
-        if reply.is_error:
-            raise DeployFailed(f"Ray Serve answers {reply.status_code}: {reply.text[:1000]}")
+        until = self._monotonic() + DEPLOY_SECONDS
+        while True:
+            try:
+                reply = await self._client.put("/api/serve/applications/", json=config)
+            except httpx.HTTPError as error:
+                is_final, said = False, f"Ray's API does not answer: {error!r}"
+            else:
+                if not reply.is_error:
+                    return
+                is_final = not reply.is_server_error
+                said = f"Ray Serve answers {reply.status_code}: {_last_line(reply.text)}"
+                logger.warning("%s", f"{said}\n{reply.text[-TAIL_CHARACTERS:]}")
+            if is_final or self._monotonic() >= until:
+                raise DeployFailed(said)
+            await self._sleep(RETRY_SECONDS)
 
     async def states(self) -> list[AppState]:
         """The applications as they are now.
@@ -127,5 +160,13 @@ def app_state(name: str, app: dict[str, Any]) -> AppState:
 
 def essence(message: str) -> str:
     """Serve's words without its traceback: the first line, and the error at the very end."""
-    lines = [line.strip() for line in _COLOUR.sub("", message).splitlines() if line.strip()]
+    lines = _lines(message)
     return " … ".join(dict.fromkeys([lines[0], lines[-1]])) if lines else ""
+
+
+def _last_line(message: str) -> str:
+    return "".join(_lines(message)[-1:]) or "nothing more"
+
+
+def _lines(message: str) -> list[str]:
+    return [line.strip() for line in _COLOUR.sub("", message).splitlines() if line.strip()]

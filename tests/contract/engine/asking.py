@@ -9,6 +9,15 @@ from penstock.type.v1 import chat_pb2
 
 LONG_STORY = "Write a very long story about the sea, with many chapters."
 
+A, FIRST_BYTE = 81, 189
+"""Tokens of SmolLM2, in every format of it: "a", and the first byte of a character of four."""
+
+HELD_BACK: dict[str, dict[str, Any]] = {
+    "by a stop sequence": {"stop": ["a" * 512], "logit_bias": {A: 100.0}},
+    "by a broken character": {"logit_bias": {FIRST_BYTE: 100.0}},
+}
+"""What makes a model generate text that cannot be given out yet."""
+
 
 def ask(text: str, **fields: Any) -> chat_pb2.ChatInput:
     content = [chat_pb2.ContentPart(text=text)]

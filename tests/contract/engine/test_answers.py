@@ -58,6 +58,17 @@ async def test_stop_ends_before_the_sequence(engine: Engine) -> None:
     assert stopped.usage.completion_tokens < 64
 
 
+async def test_each_choice_ends_at_its_own_stop_sequence(engine: Engine) -> None:
+    chat = ask(LONG_STORY, max_tokens=48, stop=[" the", "."], n=3, temperature=1.0)
+    answer = await collect(engine.generate(chat, request_id="a"))
+    for index in range(3):
+        assert not [s for s in chat.stop if s in answer.text(index)]
+        pieces = [c for c in answer.pieces(index) if c.finish_reason]
+        assert len(pieces) == 1
+    assert answer.usage.completion_tokens <= 3 * 48
+    assert engine.stats().running == 0
+
+
 async def test_json_schema_is_obeyed(engine: Engine) -> None:
     schema = {
         "type": "object",
@@ -76,10 +87,14 @@ async def test_json_schema_is_obeyed(engine: Engine) -> None:
     jsonschema.validate(json.loads(answer.text()), schema)
 
 
-async def test_a_schema_that_is_none_is_refused(engine: Engine) -> None:
-    wanted = chat_pb2.ResponseFormat(kind=chat_pb2.ResponseFormat.KIND_JSON_SCHEMA, schema_json="{")
-    with pytest.raises(InvalidRequest):
+@pytest.mark.parametrize("schema", ["{", '{"enum": []}'])
+async def test_a_schema_that_cannot_be_met_is_refused_by_name(engine: Engine, schema: str) -> None:
+    wanted = chat_pb2.ResponseFormat(
+        kind=chat_pb2.ResponseFormat.KIND_JSON_SCHEMA, schema_json=schema
+    )
+    with pytest.raises(InvalidRequest) as caught:
         await collect(engine.generate(ask("Hi", response_format=wanted), request_id="a"))
+    assert [v.field for v in caught.value.violations] == ["input.response_format.schema_json"]
 
 
 async def test_logprobs_come_for_each_token(engine: Engine) -> None:
@@ -98,6 +113,18 @@ async def test_logprobs_come_for_each_token(engine: Engine) -> None:
     assert tokens[0].logprob == pytest.approx(
         max(t.logprob for t in tokens[0].top_logprobs), abs=1e-3
     )
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["messages", "prompt"])
+async def test_logprobs_come_without_alternatives_where_none_is_asked_for(
+    engine: Engine, raw: bool
+) -> None:
+    fields = {"max_tokens": 4, "temperature": 0, "logprobs": True, "top_logprobs": 0}
+    chat = chat_pb2.ChatInput(prompt="The sea", **fields) if raw else ask("The sea", **fields)
+    answer = await collect(engine.generate(chat, request_id="a"))
+    tokens = [t for c in answer.pieces() for t in c.logprobs]
+    assert len(tokens) == 4
+    assert [list(t.top_logprobs) for t in tokens] == [[]] * 4
 
 
 async def test_a_seed_repeats_a_sampled_answer(engine: Engine) -> None:
@@ -119,6 +146,14 @@ async def test_a_raw_prompt_is_continued_without_template(engine: Engine) -> Non
     assert answer.usage.completion_tokens == 8
     assert answer.text()
     assert answer.usage.prompt_tokens < chat.usage.prompt_tokens
+
+
+async def test_a_raw_prompt_with_tools_is_refused_by_name(engine: Engine) -> None:
+    raw = chat_pb2.ChatInput(prompt="The sea is", max_tokens=8)
+    raw.tools.add(name="weather")
+    with pytest.raises(InvalidRequest) as caught:
+        await collect(engine.generate(raw, request_id="a"))
+    assert caught.value.violations[0].field == "input.tools"
 
 
 @pytest.mark.parametrize("raw", [False, True], ids=["messages", "prompt"])

@@ -3,10 +3,11 @@
 import asyncio
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from contract.engine.asking import LONG_STORY, ask, collect
+from contract.engine.asking import HELD_BACK, LONG_STORY, ask, collect
 from contract.engine.rigs import SLOTS, Rig
 from penstock.core.errors import Unavailable
 from penstock.local.engines import create
@@ -22,10 +23,11 @@ PREFILL_CANCEL_SECONDS = 2.0
 `python -m tests.load.cancel_bound` prints. A whole prefill of such a prompt takes longer."""
 
 
-async def hang_up(engine: Engine, text: str, *, after_tokens: int, n: int = 1) -> float:
+async def hang_up(engine: Engine, text: str, *, after_tokens: int, **fields: Any) -> float:
     """Seconds from the hang-up until the engine is free."""
-    deltas = engine.generate(ask(text, max_tokens=1000, n=n), request_id="a")
+    deltas = engine.generate(ask(text, max_tokens=1000, **fields), request_id="a")
     async for delta in deltas:
+        assert delta.usage is None
         if delta.completion_tokens >= after_tokens:
             break
     began = time.perf_counter()
@@ -41,6 +43,31 @@ async def test_a_hang_up_while_decoding_frees_the_model_within_the_promise(
     taken = [await hang_up(engine, LONG_STORY, after_tokens=3, n=n) for _ in range(5)]
     # The best of five: a busy test machine misses often, an engine that goes on misses always.
     assert min(taken) <= CANCEL_SECONDS
+
+
+@pytest.mark.parametrize("held_back", HELD_BACK.values(), ids=HELD_BACK)
+async def test_a_hang_up_is_noticed_and_counted_while_text_is_held_back(
+    engine: Engine, held_back: dict[str, Any]
+) -> None:
+    taken = [await hang_up(engine, LONG_STORY, after_tokens=9, **held_back) for _ in range(5)]
+    assert min(taken) <= CANCEL_SECONDS
+
+
+@pytest.mark.parametrize("held_back", HELD_BACK.values(), ids=HELD_BACK)
+async def test_text_that_is_held_back_holds_up_nobody_else(
+    engine: Engine, held_back: dict[str, Any]
+) -> None:
+    silent = engine.generate(ask(LONG_STORY, max_tokens=1000, **held_back), request_id="a")
+    async for delta in silent:
+        if delta.prompt_tokens:
+            break
+    rest = asyncio.create_task(collect(silent))
+    other = await collect(engine.generate(ask(LONG_STORY, max_tokens=1), request_id="b"))
+    assert other.usage.completion_tokens == 1
+    assert not rest.done()
+    rest.cancel()
+    await asyncio.wait({rest})
+    assert engine.stats().running == 0
 
 
 async def test_a_hang_up_in_prefill_ends_with_the_batch(engine: Engine) -> None:

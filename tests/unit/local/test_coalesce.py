@@ -52,6 +52,17 @@ async def test_the_first_token_goes_out_at_once() -> None:
     await messages.aclose()
 
 
+async def test_tokens_whose_text_is_held_back_are_sent_once_a_window() -> None:
+    source = Source()
+    messages = coalesce(source.deltas(), window_seconds=NEVER_SECONDS)
+    source.put(Delta(prompt_tokens=5, completion_tokens=1))
+    assert (await asyncio.wait_for(anext(messages), 5)).completion_tokens_so_far == 1
+    source.put(Delta(prompt_tokens=5, completion_tokens=2), token(3), None)
+    # The end flushes the window.
+    assert (await asyncio.wait_for(anext(messages), 5)).completion_tokens_so_far == 3
+    assert [m async for m in messages] == []
+
+
 async def test_the_prompts_count_does_not_hold_up_the_first_token() -> None:
     source = Source()
     messages = coalesce(source.deltas(), window_seconds=NEVER_SECONDS)

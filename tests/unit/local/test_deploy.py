@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from penstock.core.ports import free_port
 from penstock.local.cluster import (
     Head,
     HeadFailed,
@@ -16,6 +15,7 @@ from penstock.local.cluster import (
 from penstock.local.config import Ports, ReplicaSettings
 from penstock.local.ports import claim_block
 from penstock.local.serve_api import ApiSilent, AppState, DeployFailed, app_state, deploy_config
+from support.tcp import free_port
 
 MODEL = ReplicaSettings(
     name="m",

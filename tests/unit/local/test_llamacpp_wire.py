@@ -3,7 +3,12 @@ import json
 import pytest
 
 from penstock.core.errors import CapacityExhausted, Internal, InvalidRequest, PenstockError
-from penstock.local.engines.llamacpp_wire import SEED_MASK, Tally, body_of, choice_delta, error_of
+from penstock.local.engines.llamacpp_wire import (
+    SEED_MASK,
+    WHOLE_CHARACTERS,
+    body_of,
+    error_of,
+)
 from penstock.type.v1 import chat_pb2
 
 
@@ -29,10 +34,8 @@ def test_every_field_reaches_the_engine() -> None:
             presence_penalty=1.5,
             frequency_penalty=-1.0,
             n=3,
-            stop=["a", "b"],
             logprobs=True,
             top_logprobs=4,
-            logit_bias={5: -100.0},
             tools=[chat_pb2.Tool(name="f", parameters_json=json.dumps(schema))],
             tool_choice=chat_pb2.ToolChoice(mode=chat_pb2.ToolChoice.MODE_REQUIRED),
             parallel_tool_calls=False,
@@ -47,10 +50,8 @@ def test_every_field_reaches_the_engine() -> None:
         "presence_penalty": 1.5,
         "frequency_penalty": -1.0,
         "n": 3,
-        "stop": ["a", "b"],
         "logprobs": True,
         "top_logprobs": 4,
-        "logit_bias": {"5": -100.0},
         "tool_choice": "required",
         "parallel_tool_calls": False,
     }
@@ -62,6 +63,46 @@ def test_every_field_reaches_the_engine() -> None:
 @pytest.mark.parametrize("seed", [-1, 2**32 - 1, 2**62, 0])
 def test_every_seed_is_one_that_repeats(seed: int) -> None:
     assert 0 <= body_of(chat(seed=seed))["seed"] <= SEED_MASK
+
+
+def test_a_free_text_is_made_of_whole_characters() -> None:
+    assert body_of(chat(logit_bias={5: -100.0}))["logit_bias"] == {"5": -100.0}
+    raw = chat_pb2.ChatInput(prompt="Hi", max_tokens=1)
+    assert [body_of(c)["grammar"] for c in (chat(), raw)] == [WHOLE_CHARACTERS] * 2
+
+
+@pytest.mark.parametrize(
+    "formed",
+    [
+        {"tools": [chat_pb2.Tool(name="f")]},
+        {"response_format": chat_pb2.ResponseFormat(kind=chat_pb2.ResponseFormat.KIND_JSON_OBJECT)},
+    ],
+    ids=["tools", "response format"],
+)
+def test_a_bias_is_refused_where_the_text_has_a_form(formed: dict[str, object]) -> None:
+    assert "grammar" not in body_of(chat(**formed))
+    with pytest.raises(InvalidRequest) as caught:
+        body_of(chat(logit_bias={5: -100.0}, **formed))
+    assert caught.value.violations[0].field == "input.logit_bias"
+
+
+def test_stop_sequences_stay_here() -> None:
+    assert "stop" not in body_of(chat(stop=["a"]))
+
+
+@pytest.mark.parametrize(("top", "asked"), [(0, 1), (1, 1), (5, 5)])
+def test_logprobs_are_asked_for_with_one_alternative_at_least(top: int, asked: int) -> None:
+    wanted = {"logprobs": True, "top_logprobs": top}
+    assert body_of(chat(**wanted))["top_logprobs"] == asked
+    raw = chat_pb2.ChatInput(prompt="Hi", max_tokens=1, **wanted)
+    assert body_of(raw)["logprobs"] == asked
+
+
+def test_a_named_function_is_the_only_one_and_required() -> None:
+    tools = [chat_pb2.Tool(name="f"), chat_pb2.Tool(name="g")]
+    body = body_of(chat(tools=tools, tool_choice=chat_pb2.ToolChoice(function_name="g")))
+    assert [t["function"]["name"] for t in body["tools"]] == ["g"]
+    assert body["tool_choice"] == "required"
 
 
 def test_parts_follow_one_another_and_a_developer_is_a_system() -> None:
@@ -80,47 +121,9 @@ def test_what_it_cannot_honour_it_refuses() -> None:
         body_of(chat_pb2.ChatInput(messages=[chat_pb2.Message()], max_tokens=1))
 
 
-def _end(completion_tokens: int, cached_tokens: int) -> dict[str, object]:
-    usage = {
-        "prompt_tokens": 10,
-        "completion_tokens": completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": cached_tokens},
-    }
-    return {"choices": [], "usage": usage, "timings": {"predicted_per_second": 50.0}}
-
-
-def test_usage_sums_the_choices_and_counts_the_prompt_once() -> None:
-    tally = Tally(2)
-    tally.add({"choices": [{"index": 0}], "prompt_progress": {"total": 10, "processed": 4}})
-    assert (tally.prompt_tokens, tally.completion_tokens) == (10, 0)
-    tally.add({"choices": [{"index": 0}], "timings": {"predicted_n": 3}})
-    tally.add({"choices": [{"index": 1}], "timings": {"predicted_n": 2}})
-    assert tally.completion_tokens == 5
-    tally.add(_end(3, cached_tokens=2))
-    assert not tally.complete
-    tally.add(_end(4, cached_tokens=9))
-    assert tally.complete
-    assert tally.usage() == chat_pb2.Usage(
-        prompt_tokens=10, completion_tokens=7, cached_prompt_tokens=2
-    )
-
-
-def test_a_tool_call_piece_is_carried_over() -> None:
-    call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": '{"a"'}}
-    delta = choice_delta({"index": 1, "delta": {"tool_calls": [call]}, "finish_reason": None})
-    assert delta == chat_pb2.ChoiceDelta(
-        index=1,
-        tool_calls=[chat_pb2.ToolCallDelta(index=0, id="c", name="f", arguments_json='{"a"')],
-    )
-
-
 @pytest.mark.parametrize(
     ("code", "kind"),
     [(400, InvalidRequest), (503, CapacityExhausted), (429, CapacityExhausted), (500, Internal)],
 )
 def test_an_error_is_blamed_on_whose_it_is(code: int, kind: type[PenstockError]) -> None:
-    assert type(error_of({"code": code, "message": "why"}, field="input.prompt")) is kind
-
-
-def test_a_chunk_without_content_is_nothing() -> None:
-    assert choice_delta({"index": 0, "delta": {"role": "assistant", "content": None}}) is None
+    assert type(error_of({"code": code, "message": "why"}, chat())) is kind

@@ -10,8 +10,9 @@ from contract.engine.asking import ask
 from penstock.core.errors import InvalidRequest, UpstreamFailed
 from penstock.local.engines import vllm_cpu
 from penstock.local.engines.base import EngineSettings
+from penstock.local.engines.chat import offered_tools
 from penstock.local.engines.vllm_output import LOGPROB_MIN, Tally
-from penstock.local.engines.vllm_prompt import PromptMaker, call_schema, offered_tools
+from penstock.local.engines.vllm_prompt import PromptMaker, call_schema
 from penstock.local.engines.vllm_tokens import TokenBytes, byte_of_character
 from penstock.type.v1 import chat_pb2
 
@@ -96,24 +97,10 @@ def test_what_the_template_raises_is_told_to_the_caller() -> None:
     assert caught.value.violations[0].field == "input.messages"
 
 
-def test_no_tool_is_offered_with_choice_none_and_one_when_it_is_named() -> None:
-    chat = with_tool()
-    chat.tools.add(name="time")
-    assert [t.name for t in offered_tools(chat)] == ["weather", "time"]
-    chat.tool_choice.mode = chat_pb2.ToolChoice.MODE_NONE
-    assert offered_tools(chat) == []
-    chat.tool_choice.function_name = "time"
-    assert [t.name for t in offered_tools(chat)] == ["time"]
-    chat.tool_choice.function_name = "tide"
-    with pytest.raises(InvalidRequest) as caught:
-        offered_tools(chat)
-    assert caught.value.violations[0].field == "input.tool_choice.function_name"
-
-
 def test_the_schema_of_a_call_names_each_tool() -> None:
     chat = with_tool()
     chat.tools.add(name="time")
-    names = [s["properties"]["name"]["const"] for s in call_schema(list(chat.tools))["anyOf"]]
+    names = [s["properties"]["name"]["const"] for s in call_schema(offered_tools(chat))["anyOf"]]
     assert names == ["weather", "time"]
 
 

@@ -60,7 +60,7 @@ class Delta:
     prompt_tokens: int = 0
     """0 until the engine has said it."""
     completion_tokens: int = 0
-    """Generated so far, over all choices."""
+    """Generated so far, over all choices; text that is still held back counts."""
     usage: chat_pb2.Usage | None = None
     """In the last delta only: the engine's count, summed over the choices."""
 

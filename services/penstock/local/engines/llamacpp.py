@@ -2,6 +2,7 @@
 
 It batches continuously by itself. A call blocks a thread and releases the GIL; its chunks come
 by a callback, and the callback's True ends the generation: that is how a hang-up stops the model.
+There is no other way, so nothing is asked of llama.cpp that would keep it silent for long.
 """
 
 import asyncio
@@ -11,19 +12,17 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from penstock.core.errors import InvalidRequest, PenstockError
 from penstock.local.average import Average
-from penstock.local.engines import llamacpp_wire as wire
 from penstock.local.engines.base import (
     Delta,
     EngineSettings,
     EngineStats,
     ModelUnusable,
-    choice_count,
     engine_dead,
-    input_field,
 )
-from penstock.local.engines.chat import Json
+from penstock.local.engines.chat import Json, refused_by
+from penstock.local.engines.llamacpp_output import Tally
+from penstock.local.engines.llamacpp_wire import body_of
 from penstock.type.v1 import chat_pb2
 
 logger = logging.getLogger(__name__)
@@ -93,19 +92,17 @@ class LlamaCppEngine:
         turn = _Turn(self._prefill)
         await turn.begin()
         try:
-            async with contextlib.aclosing(self._run(call, chat, request_id)) as deltas:
+            async with contextlib.aclosing(self._run(call, chat, turn, request_id)) as deltas:
                 async for delta in deltas:
-                    if delta.completion_tokens:
-                        turn.end()
                     yield delta
         finally:
             turn.end()
 
     async def _run(
-        self, call: "_Call", chat: chat_pb2.ChatInput, request_id: str
+        self, call: "_Call", chat: chat_pb2.ChatInput, turn: "_Turn", request_id: str
     ) -> AsyncGenerator[Delta, None]:
         self._demand_alive()
-        tally = wire.Tally(choice_count(chat))
+        tally = Tally(chat)
         work = asyncio.get_running_loop().run_in_executor(
             self._pool, call.run, self._server, request_id
         )
@@ -113,20 +110,20 @@ class LlamaCppEngine:
         work.add_done_callback(self._running.discard)
         work.add_done_callback(call.finish)
         try:
-            while (chunk := await call.chunks.get()) is not None:
-                delta = _delta(chunk, chat, tally)
+            while not tally.complete and (chunk := await call.chunks.get()) is not None:
+                delta = tally.add(chunk)
+                if tally.is_prompt_read:
+                    turn.end()
                 if delta is not None:
                     yield delta
-            await work
+            # After a stop sequence llama.cpp would go on.
+            call.gone = True
+            await asyncio.shield(work)
             if self._closing or not tally.complete:
                 raise engine_dead("it ended a generation before its end")
             if tally.tokens_per_second > 0:
                 self._tokens_per_second.add(tally.tokens_per_second)
-            yield Delta(
-                prompt_tokens=tally.prompt_tokens,
-                completion_tokens=tally.completion_tokens,
-                usage=tally.usage(),
-            )
+            yield tally.last()
         finally:
             call.gone = True
             if not work.done():
@@ -163,7 +160,7 @@ class LlamaCppEngine:
 
 
 class _Turn:
-    """A request's turn to have its prompt read; ended once, by the first token or by the end."""
+    """A request's turn to have its prompt read; ended once, when it is, or by the end."""
 
     def __init__(self, lock: asyncio.Lock) -> None:
         self._lock = lock
@@ -183,8 +180,8 @@ class _Call:
     """One blocking call in a thread, and the way of its chunks to the event loop."""
 
     def __init__(self, chat: chat_pb2.ChatInput, loop: asyncio.AbstractEventLoop) -> None:
-        self._body = wire.body_of(chat)
-        self._is_raw = chat.HasField("prompt")
+        self._chat = chat
+        self._body = body_of(chat)
         self._loop = loop
         self.chunks: asyncio.Queue[Json | None] = asyncio.Queue()
         self.gone = False
@@ -193,16 +190,16 @@ class _Call:
         if self.gone:
             return
         handle: Callable[[Json, Callable[[Json], bool]], object] = (
-            server.handle_completions if self._is_raw else server.handle_chat_completions
+            server.handle_completions
+            if self._chat.HasField("prompt")
+            else server.handle_chat_completions
         )
         try:
             handle(self._body, self._on_chunk)
-        except PenstockError:
-            raise
         except (ValueError, RuntimeError) as error:
             # Raised before the first chunk, by its parser or the chat template.
             logger.info("request %s is refused by llama.cpp: %s", request_id, error)
-            raise InvalidRequest(f"llama.cpp refuses the request: {error}") from error
+            raise refused_by("llama.cpp", self._chat, str(error)) from error
 
     def _on_chunk(self, chunk: Json) -> bool:
         if not self.gone:
@@ -211,20 +208,3 @@ class _Call:
 
     def finish(self, _work: asyncio.Future[None]) -> None:
         self.chunks.put_nowait(None)
-
-
-def _delta(chunk: Json, chat: chat_pb2.ChatInput, tally: wire.Tally) -> Delta | None:
-    if "error" in chunk:
-        raise wire.error_of(chunk["error"], field=input_field(chat))
-    knew = tally.prompt_tokens
-    tally.add(chunk)
-    choices = tuple(
-        delta for c in chunk.get("choices") or () if (delta := wire.choice_delta(c)) is not None
-    )
-    if not choices and tally.prompt_tokens == knew:
-        return None
-    return Delta(
-        choices=choices,
-        prompt_tokens=tally.prompt_tokens,
-        completion_tokens=tally.completion_tokens,
-    )

@@ -7,6 +7,7 @@ A call is written as `{"name": "…", "arguments": {…}}`: bare where the gramm
 import json
 import re
 
+from penstock.local.engines.stops import overlap
 from penstock.type.v1 import chat_pb2
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -129,7 +130,7 @@ class TextReader:
                 self._reader = self._next()
             else:
                 self._close(talk, calls, tag=CLOSE)
-        keep = _overlap(self._pending, tag)
+        keep = overlap(self._pending, tag)
         ready = self._pending[: len(self._pending) - keep]
         self._pending = self._pending[len(self._pending) - keep :]
         self._out(ready, talk, calls)
@@ -156,14 +157,6 @@ class TextReader:
         # It was no call: the reader passed nothing on, so the caller gets the text as it was.
         self._calls -= 1
         talk.append(reader.held if self._forced else f"{OPEN}{reader.held}{tag}")
-
-
-def _overlap(text: str, tag: str) -> int:
-    """Length of the longest end of `text` that begins `tag`."""
-    for length in range(min(len(text), len(tag) - 1), 0, -1):
-        if tag.startswith(text[-length:]):
-            return length
-    return 0
 
 
 def _is_json(text: str) -> bool:

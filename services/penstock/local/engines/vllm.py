@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from penstock.core.errors import CapacityExhausted, InvalidRequest, PenstockError, UpstreamFailed
+from penstock.core.errors import CapacityExhausted, PenstockError, UpstreamFailed
 from penstock.local import quantize
 from penstock.local.average import Average
 from penstock.local.engines import vllm_cpu, vllm_guard
@@ -27,7 +27,7 @@ from penstock.local.engines.base import (
     engine_dead,
     input_field,
 )
-from penstock.local.engines.chat import refused
+from penstock.local.engines.chat import refused, refused_by
 from penstock.local.engines.vllm_output import Tally
 from penstock.local.engines.vllm_prompt import PromptMaker
 from penstock.local.engines.vllm_sampling import sampling_params
@@ -155,7 +155,7 @@ class VllmEngine:
         except PenstockError:
             raise
         except Exception as error:
-            raise self._translated(error) from error
+            raise self._translated(error, chat) from error
         finally:
             self._running -= 1
 
@@ -196,7 +196,7 @@ class VllmEngine:
         return self._engine
 
     @staticmethod
-    def _translated(error: Exception) -> Exception:
+    def _translated(error: Exception, chat: chat_pb2.ChatInput) -> Exception:
         """VLLM's errors as ours; unknown ones as they are."""
         from vllm.exceptions import GracefulHTTPError, VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -204,14 +204,14 @@ class VllmEngine:
         if isinstance(error, EngineDeadError):
             return engine_dead("its process has ended")
         if isinstance(error, VLLMClientError):
-            return InvalidRequest(f"vLLM refuses the request: {error}")
+            return refused_by("vLLM", chat, str(error))
         if isinstance(error, GracefulHTTPError):
             return CapacityExhausted(error.message)
         if isinstance(error, EngineGenerateError):
             cause = error.__cause__
             if isinstance(cause, ValueError | TypeError):
                 # Some checks of a request raise what Python raises.
-                return InvalidRequest(f"vLLM refuses the request: {cause}")
+                return refused_by("vLLM", chat, str(cause))
             return UpstreamFailed(f"vLLM gave the request up: {cause or error}")
         return error
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from penstock.core.errors import UpstreamFailed
 from penstock.local.engines.base import Delta, choice_count
+from penstock.local.engines.chat import is_call_forced, offered_tools
 from penstock.local.engines.tool_calls import TextReader
-from penstock.local.engines.vllm_prompt import is_call_forced, offered_tools
 from penstock.type.v1 import chat_pb2
 
 LOGPROB_MIN = -9999.0

@@ -1,10 +1,19 @@
 """`ChatInput` to the prompt's token ids, by the model's own tokenizer and chat template."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from penstock.local.engines.base import input_field
-from penstock.local.engines.chat import Json, json_object, refused, role_of, text_of
+from penstock.local.engines.chat import (
+    Json,
+    json_object,
+    offered_tools,
+    parameters_field,
+    refused,
+    role_of,
+    text_of,
+)
 from penstock.local.engines.tool_calls import CLOSE, OPEN
 from penstock.type.v1 import chat_pb2
 
@@ -20,39 +29,19 @@ To call one, write a JSON object with its name and arguments between tags, and n
 """Shown to models whose chat template has no place for tools."""
 
 
-def offered_tools(chat: chat_pb2.ChatInput) -> list[chat_pb2.Tool]:
-    """The tools that the model may call in this request.
-
-    Raises:
-        InvalidRequest: the function that must be called is not among the tools.
-    """
-    if chat.tool_choice.mode == chat_pb2.ToolChoice.MODE_NONE:
-        return []
-    name = chat.tool_choice.function_name
-    found = [tool for tool in chat.tools if name in ("", tool.name)]
-    if name and not found:
-        raise refused("input.tool_choice.function_name", f"{name!r} is not among input.tools")
-    return found
-
-
-def is_call_forced(chat: chat_pb2.ChatInput) -> bool:
-    choice = chat.tool_choice
-    return bool(choice.function_name) or choice.mode == chat_pb2.ToolChoice.MODE_REQUIRED
-
-
-def call_schema(tools: list[chat_pb2.Tool]) -> Json:
-    """The JSON schema of one call of one of the tools."""
+def call_schema(tools: Mapping[int, chat_pb2.Tool]) -> Json:
+    """The JSON schema of one call of one of the tools, which come by their place."""
     calls = [
         {
             "type": "object",
             "properties": {
                 "name": {"const": tool.name},
-                "arguments": json_object(tool.parameters_json, "input.tools.parameters_json"),
+                "arguments": json_object(tool.parameters_json, parameters_field(index)),
             },
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
-        for tool in tools
+        for index, tool in tools.items()
     ]
     return calls[0] if len(calls) == 1 else {"anyOf": calls}
 
@@ -73,7 +62,7 @@ class PromptMaker:
         if chat.HasField("prompt"):
             return list(self._tokenizer.encode(chat.prompt))
         messages = [self._message(m, i) for i, m in enumerate(chat.messages)]
-        tools = [_tool_spec(tool, i) for i, tool in enumerate(offered_tools(chat))]
+        tools = [_tool_spec(tool, i) for i, tool in offered_tools(chat).items()]
         if tools and not self._knows_tools:
             messages = _with_tools_text(messages, tools)
         try:
@@ -117,7 +106,7 @@ class PromptMaker:
 
 
 def _tool_spec(tool: chat_pb2.Tool, index: int) -> Json:
-    parameters = json_object(tool.parameters_json, f"input.tools[{index}].parameters_json")
+    parameters = json_object(tool.parameters_json, parameters_field(index))
     function: Json = {"name": tool.name, "parameters": parameters}
     if tool.description:
         function["description"] = tool.description

@@ -2,10 +2,17 @@
 
 from typing import Any
 
-from penstock.core.errors import InvalidRequest
 from penstock.local.engines.base import choice_count
-from penstock.local.engines.chat import json_object, refuse_reasoning, refused
-from penstock.local.engines.vllm_prompt import call_schema, is_call_forced, offered_tools
+from penstock.local.engines.chat import (
+    SCHEMA_FIELD,
+    is_call_forced,
+    json_object,
+    offered_tools,
+    refuse_unsupported,
+    refused,
+    refused_by,
+)
+from penstock.local.engines.vllm_prompt import call_schema
 from penstock.type.v1 import chat_pb2
 
 SEED_MASK = 0x7FFF_FFFF_FFFF_FFFF
@@ -27,7 +34,7 @@ def sampling_params(chat: chat_pb2.ChatInput) -> Any:
     from vllm.exceptions import VLLMClientError
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-    refuse_reasoning(chat)
+    refuse_unsupported(chat)
     fields: dict[str, Any] = {
         "n": choice_count(chat),
         "max_tokens": chat.max_tokens,
@@ -52,7 +59,7 @@ def sampling_params(chat: chat_pb2.ChatInput) -> Any:
     try:
         return SamplingParams(**fields)
     except (VLLMClientError, ValueError, TypeError) as error:
-        raise InvalidRequest(f"vLLM refuses the request: {error}") from error
+        raise refused_by("vLLM", chat, str(error)) from error
 
 
 def _grammar(chat: chat_pb2.ChatInput) -> Any:
@@ -68,6 +75,6 @@ def _grammar(chat: chat_pb2.ChatInput) -> Any:
     if kind == chat_pb2.ResponseFormat.KIND_JSON_OBJECT:
         return StructuredOutputsParams(json_object=True)
     if kind == chat_pb2.ResponseFormat.KIND_JSON_SCHEMA:
-        field = "input.response_format.schema_json"
-        return StructuredOutputsParams(json=json_object(chat.response_format.schema_json, field))
+        schema = json_object(chat.response_format.schema_json, SCHEMA_FIELD)
+        return StructuredOutputsParams(json=schema)
     return None
