@@ -129,6 +129,11 @@ async def router_side(
         await channel.close()
 
 
+def waiting_in(cache: Cache) -> int:
+    """How many look-ups wait there for another one's answer."""
+    return sum(len(wait.futures) for wait in cache.upkeep._waits._waits.values())
+
+
 def key() -> bytes:
     return uuid.uuid4().bytes + uuid.uuid4().bytes
 
@@ -158,7 +163,7 @@ def join(fingerprint: bytes, org_id: str = "org_a", *, wait_ms_max: int = 10_000
 
 
 def keep(fingerprint: bytes, org_id: str = "org_a", **fields: object) -> StoreRequest:
-    fields.setdefault("answer", answer())
+    fields = {"answer": answer(), "ttl_seconds": 3600} | fields
     return StoreRequest(fingerprint=fingerprint, org_id=org_id, **fields)
 
 

@@ -13,7 +13,6 @@ _VARIABLES = {
     "listen": "PENSTOCK_CACHE_LISTEN",
     "bytes_max": "PENSTOCK_CACHE_BYTES_MAX",
     "entry_bytes_max": "PENSTOCK_CACHE_ENTRY_BYTES_MAX",
-    "ttl_seconds": "PENSTOCK_CACHE_TTL_SECONDS",
     "connections_max": "PENSTOCK_CACHE_CONNECTIONS_MAX",
 }
 
@@ -33,8 +32,6 @@ class Config(BaseModel):
     """Of all answers together; the least recently used go first."""
     entry_bytes_max: int = Field(default=16 * 1024**2, ge=1024, le=16 * 1024**2)
     """Of one answer: the outer bound. Routers keep to the catalogue's `cache.entry_bytes_max`."""
-    ttl_seconds: int = Field(default=86_400, ge=1, le=31_536_000)
-    """Life of an entry whose router names none."""
     connections_max: int = Field(default=8, ge=2, le=1_000)
     """To PostgreSQL, for statements; one more listens."""
 

@@ -13,6 +13,9 @@ FLIGHT_SECONDS_MAX = 900.0
 """A leader's lease is renewed no longer: more than the 600 s that a request may take by default. A
 catalogue that allows more has its waiters lead anew."""
 
+LEASE_MS = 5_000
+"""How long a flight outlives a cache process that was killed. Renewed three times within."""
+
 _ENDED_KEPT = 4_096
 """Ends that are remembered for a waiter that is told of the flight only after its end."""
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from penstock.cache.flights import Waits
+from penstock.cache.flights import LEASE_MS, Waits
 from penstock.cache.store.base import Ask, Flight, Found, Key, Store, Verdict
 from penstock.cache.store.micro_batch import MicroBatch
 
@@ -16,11 +16,8 @@ USED_KEPT = 10_000
 @dataclass(frozen=True, slots=True)
 class Look:
     key: Key
-    reads: bool
     joins: bool
     wait_ms_max: int
-    lease_ms: int
-    """Of the flight, should this look lead it."""
     max_age_seconds: int | None = None
 
 
@@ -39,7 +36,7 @@ class Lookups:
         self._waits = waits
         self._new_token = new_token
 
-    async def look_up(self, look: Look, on_wait: Callable[[], None] = lambda: None) -> Found:
+    async def look_up(self, look: Look, on_wait: Callable[[], None]) -> Found:
         """HIT, SHARED, LEAD, MISS or WAIT_EXPIRED. `on_wait` is called once when it begins to wait.
 
         Cancelled, it leaves nothing behind: a flight that it came to lead is abandoned.
@@ -85,10 +82,9 @@ class Lookups:
     async def _ask(self, look: Look, awaited: UUID | None) -> Found:
         ask = Ask(
             look.key,
-            reads=look.reads,
             joins=look.joins,
             token=self._new_token(),
-            lease_ms=look.lease_ms,
+            lease_ms=LEASE_MS,
             max_age_seconds=look.max_age_seconds,
             awaited=awaited,
         )

@@ -1,4 +1,4 @@
-"""The operations of the cache: proto to domain and back. Unary calls and batches use the same."""
+"""The operations of the cache: proto to domain and back."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -33,12 +33,6 @@ TTL_SECONDS_MAX = 31_536_000
 MAX_AGE_SECONDS_MAX = 10 * TTL_SECONDS_MAX
 """No entry is older; keeps the interval within what PostgreSQL can reckon with."""
 
-LEASE_MS = 5_000
-"""How long a flight outlives a cache process that was killed. Renewed three times within."""
-
-UNARY_LEASE_MS = 30_000
-"""Of a flight led by a unary call: no stream's end would tell that its leader is gone."""
-
 _VERDICTS = {
     Verdict.MISS: LookupResponse.VERDICT_MISS,
     Verdict.HIT: LookupResponse.VERDICT_HIT,
@@ -59,7 +53,6 @@ class Operations:
         waits: Waits,
         clock: Clock,
         *,
-        ttl_seconds_default: int,
         entry_bytes_max: int,
         on_stored: Callable[[int], None] = lambda _: None,
     ) -> None:
@@ -69,25 +62,16 @@ class Operations:
         self._waits = waits
         self._clock = clock
         self._keeps: MicroBatch[Keep, None] = MicroBatch(self._keep)
-        self._ttl_seconds_default = ttl_seconds_default
         self._entry_bytes_max = entry_bytes_max
         self._on_stored = on_stored
 
-    async def lookup(
-        self,
-        request: LookupRequest,
-        *,
-        lease_ms: int,
-        on_wait: Callable[[], None] = lambda: None,
-    ) -> LookupResponse:
+    async def lookup(self, request: LookupRequest, on_wait: Callable[[], None]) -> LookupResponse:
         """Raises InvalidRequest, Unavailable. See `Lookups.look_up`."""
         _check(_lookup_faults(request))
         look = Look(
             Key(request.org_id, request.fingerprint),
-            reads=not request.no_cache,
             joins=request.join_flight,
             wait_ms_max=request.wait_ms_max,
-            lease_ms=lease_ms,
             max_age_seconds=(
                 min(request.max_age_seconds, MAX_AGE_SECONDS_MAX)
                 if request.HasField("max_age_seconds")
@@ -110,8 +94,7 @@ class Operations:
             len(answer), no_store=request.no_store, entry_bytes_max=self._entry_bytes_max
         )
         if not reason or token is not None:
-            ttl_seconds = request.ttl_seconds or self._ttl_seconds_default
-            keep = Keep(key, answer, not reason, ttl_seconds, token)
+            keep = Keep(key, answer, not reason, request.ttl_seconds, token)
             if token is not None:
                 # Not renewed from here on: should the store fail, the next waiter leads.
                 self._led.remove(token)
@@ -175,10 +158,8 @@ def _lookup_faults(request: LookupRequest) -> list[FieldViolation]:
 
 def _store_faults(request: StoreRequest) -> list[FieldViolation]:
     faults = _key_faults(request)
-    if not 0 <= request.ttl_seconds <= TTL_SECONDS_MAX:
-        faults.append(
-            FieldViolation("ttl_seconds", f"must be 0 (the default) to {TTL_SECONDS_MAX}")
-        )
+    if not (request.no_store or 1 <= request.ttl_seconds <= TTL_SECONDS_MAX):
+        faults.append(FieldViolation("ttl_seconds", f"must be 1 to {TTL_SECONDS_MAX}"))
     return faults
 
 

@@ -1,4 +1,4 @@
-"""The gRPC face of the cache: unary calls and streams over the same operations."""
+"""The gRPC face of the cache: one stream a router."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,18 +6,9 @@ from typing import Any
 
 from penstock.cache.flights import Led
 from penstock.cache.lookups import Lookups
-from penstock.cache.operations import UNARY_LEASE_MS, Operations
+from penstock.cache.operations import Operations
 from penstock.cache.session import Session, SpanMaker
-from penstock.cache.v1.cache_pb2 import (
-    AbandonRequest,
-    AbandonResponse,
-    BatchRequest,
-    BatchResponse,
-    LookupRequest,
-    LookupResponse,
-    StoreRequest,
-    StoreResponse,
-)
+from penstock.cache.v1.cache_pb2 import BatchRequest, BatchResponse
 from penstock.cache.v1.cache_pb2_grpc import CacheServiceServicer
 
 
@@ -30,15 +21,6 @@ class CacheService(CacheServiceServicer):
         self._led = led
         self._span = span
         self._sessions: set[Session] = set()
-
-    async def Lookup(self, request: LookupRequest, _context: Any) -> LookupResponse:
-        return await self._operations.lookup(request, lease_ms=UNARY_LEASE_MS)
-
-    async def Store(self, request: StoreRequest, _context: Any) -> StoreResponse:
-        return await self._operations.store(request)
-
-    async def Abandon(self, request: AbandonRequest, _context: Any) -> AbandonResponse:
-        return await self._operations.abandon(request)
 
     async def Batch(
         self, request_iterator: AsyncIterator[BatchRequest], context: Any

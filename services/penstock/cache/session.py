@@ -6,7 +6,7 @@ from uuid import UUID
 
 from penstock.cache.flights import Led
 from penstock.cache.lookups import Lookups
-from penstock.cache.operations import LEASE_MS, Operations
+from penstock.cache.operations import Operations
 from penstock.cache.store.base import Flight, Key
 from penstock.cache.v1.cache_pb2 import (
     BatchRequest,
@@ -144,8 +144,7 @@ class Session:
         waiting = LookupResponse(verdict=LookupResponse.VERDICT_WAITING)
         response = await self._operations.lookup(
             request,
-            lease_ms=LEASE_MS,
-            on_wait=lambda: self._put(OperationResult(operation_id=number, lookup=waiting)),
+            lambda: self._put(OperationResult(operation_id=number, lookup=waiting)),
         )
         if response.verdict == LookupResponse.VERDICT_LEAD:
             self._lead(number, request, UUID(response.flight_token))

@@ -4,9 +4,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from penstock.cache.flights import Led, Waits
+from penstock.cache.flights import LEASE_MS, Led, Waits
 from penstock.cache.lookups import Lookups
-from penstock.cache.operations import LEASE_MS
 from penstock.cache.store.base import Store
 from penstock.core.errors import Unavailable
 

@@ -99,7 +99,6 @@ async def wire(config: Config, telemetry: Telemetry, clock: Clock | None = None)
         led,
         waits,
         clock,
-        ttl_seconds_default=config.ttl_seconds,
         entry_bytes_max=config.entry_bytes_max,
         on_stored=upkeep.stored,
     )

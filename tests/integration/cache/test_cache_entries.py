@@ -9,7 +9,13 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from penstock.cache.config import Config
-from penstock.cache.v1.cache_pb2 import LookupResponse, StoreRequest
+from penstock.cache.v1.cache_pb2 import (
+    BatchRequest,
+    LookupResponse,
+    Operation,
+    OperationResult,
+    StoreRequest,
+)
 from penstock.cache.v1.cache_pb2_grpc import CacheServiceStub
 from penstock.cache.wiring import Cache
 from penstock.core.catalogue import CacheSettings
@@ -44,6 +50,15 @@ async def stub(cache: Cache) -> AsyncIterator[CacheServiceStub]:
 
 
 METADATA = (bearer(TOKEN),)
+
+
+async def result(stub: CacheServiceStub, metadata=METADATA, **operation) -> OperationResult:
+    """Of an operation alone on a stream."""
+    stream = stub.Batch(metadata=metadata)
+    await stream.write(BatchRequest(operations=[Operation(operation_id=1, **operation)]))
+    (found,) = (await stream.read()).results
+    stream.cancel()
+    return found
 
 
 async def verdict(answers: CacheAnswers, request) -> int:
@@ -90,15 +105,6 @@ async def test_an_expired_entry_is_not_found_though_nothing_swept_it(
     assert await verdict(answers, look(fingerprint)) == LookupResponse.VERDICT_MISS
 
 
-async def test_without_a_ttl_the_default_holds(answers: CacheAnswers, database_dsn: str) -> None:
-    fingerprint = key()
-    await answers.store(keep(fingerprint))
-    await _age(database_dsn, 86_300)
-    assert await verdict(answers, look(fingerprint)) == LookupResponse.VERDICT_HIT
-    await _age(database_dsn, 200)
-    assert await verdict(answers, look(fingerprint)) == LookupResponse.VERDICT_MISS
-
-
 async def test_max_age_refuses_older_entries_only(answers: CacheAnswers, database_dsn: str) -> None:
     fingerprint = key()
     await answers.store(keep(fingerprint))
@@ -110,19 +116,12 @@ async def test_max_age_refuses_older_entries_only(answers: CacheAnswers, databas
     assert await verdict(answers, look(fingerprint, max_age_seconds=2**62)) == hit
 
 
-async def test_no_cache_skips_the_entry_and_leaves_it(answers: CacheAnswers) -> None:
-    fingerprint = key()
-    await answers.store(keep(fingerprint))
-    assert await verdict(answers, look(fingerprint, no_cache=True)) == LookupResponse.VERDICT_MISS
-    assert await verdict(answers, look(fingerprint)) == LookupResponse.VERDICT_HIT
-
-
 async def test_no_store_keeps_no_entry_and_says_so(
     stub: CacheServiceStub, answers: CacheAnswers
 ) -> None:
     fingerprint = key()
-    reply = await stub.Store(keep(fingerprint, no_store=True), metadata=METADATA)
-    assert (reply.stored, reply.reason) == (False, "NO_STORE")
+    told = await result(stub, store=keep(fingerprint, no_store=True))
+    assert (told.store.stored, told.store.reason) == (False, "NO_STORE")
     assert await verdict(answers, look(fingerprint)) == LookupResponse.VERDICT_MISS
 
 
@@ -130,10 +129,10 @@ async def test_an_answer_over_the_entry_limit_is_not_kept(
     stub: CacheServiceStub, answers: CacheAnswers
 ) -> None:
     fits, too_large = key(), key()
-    reply = await stub.Store(keep(fits, answer=answer("x" * 3900)), metadata=METADATA)
-    assert (reply.stored, reply.reason) == (True, "")
-    reply = await stub.Store(keep(too_large, answer=answer("x" * 4097)), metadata=METADATA)
-    assert (reply.stored, reply.reason) == (False, "TOO_LARGE")
+    told = await result(stub, store=keep(fits, answer=answer("x" * 3900)))
+    assert (told.store.stored, told.store.reason) == (True, "")
+    told = await result(stub, store=keep(too_large, answer=answer("x" * 4097)))
+    assert (told.store.stored, told.store.reason) == (False, "TOO_LARGE")
     assert await verdict(answers, look(fits)) == LookupResponse.VERDICT_HIT
     assert await verdict(answers, look(too_large)) == LookupResponse.VERDICT_MISS
 
@@ -169,7 +168,7 @@ def _without_choices() -> StoreRequest:
         keep(b"short"),
         keep(key(), org_id=""),
         keep(key(), org_id="a\0b"),
-        keep(key(), ttl_seconds=-1),
+        keep(key(), ttl_seconds=0),
         keep(key(), ttl_seconds=31_536_001),
         keep(key(), flight_token="no token"),
     ],
@@ -177,9 +176,8 @@ def _without_choices() -> StoreRequest:
 async def test_a_store_that_is_faulty_or_incomplete_is_refused(
     stub: CacheServiceStub, request_: StoreRequest, database_dsn: str
 ) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await stub.Store(request_, metadata=METADATA)
-    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    told = await result(stub, store=request_)
+    assert told.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert await _count(database_dsn, "entries") == 0
 
 
@@ -196,19 +194,16 @@ async def test_a_store_that_is_faulty_or_incomplete_is_refused(
 async def test_a_faulty_lookup_is_refused_and_the_router_sees_none(
     stub: CacheServiceStub, answers: CacheAnswers, request_
 ) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await stub.Lookup(request_, metadata=METADATA)
-    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    told = await result(stub, lookup=request_)
+    assert told.error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert await answers.lookup(request_, soon()) is None
     assert answers.unavailable_count == 1
 
 
-async def test_callers_without_the_token_are_refused(stub: CacheServiceStub) -> None:
+@pytest.mark.parametrize("metadata", [(), (bearer("another"),)])
+async def test_callers_without_the_token_are_refused(stub: CacheServiceStub, metadata) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await stub.Lookup(look(key()), metadata=(bearer("another"),))
-    assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await stub.Store(keep(key()))
+        await result(stub, metadata, lookup=look(key()))
     assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -306,13 +301,13 @@ async def test_the_settings_faults_are_told_all_at_once_and_no_secret_is_shown()
     from penstock.core.config import ConfigError
 
     with pytest.raises(ConfigError) as faults:
-        Config.read({"PENSTOCK_CACHE_LISTEN": "nowhere", "PENSTOCK_CACHE_TTL_SECONDS": "0"})
+        Config.read({"PENSTOCK_CACHE_LISTEN": "nowhere", "PENSTOCK_CACHE_BYTES_MAX": "0"})
     named = {line.split(":")[0] for line in str(faults.value).splitlines()}
     assert named == {
         "PENSTOCK_CACHE_DSN",
         "PENSTOCK_SERVICE_TOKEN",
         "PENSTOCK_CACHE_LISTEN",
-        "PENSTOCK_CACHE_TTL_SECONDS",
+        "PENSTOCK_CACHE_BYTES_MAX",
     }
     config = Config.read(
         {"PENSTOCK_CACHE_DSN": "postgresql://u:pw@h/d", "PENSTOCK_SERVICE_TOKEN": "tk-secret"}

@@ -7,13 +7,9 @@ import asyncpg
 import pytest
 
 from penstock.cache.v1.cache_pb2 import AbandonRequest, LookupRequest, LookupResponse
-from penstock.cache.v1.cache_pb2_grpc import CacheServiceStub
 from penstock.cache.wiring import Cache
-from penstock.core.channel import bearer, connect
-from penstock.core.ports import free_port
 from penstock.router.answers import CacheAnswers
 from support.cache import (
-    TOKEN,
     answer,
     cache_process,
     join,
@@ -24,7 +20,9 @@ from support.cache import (
     running_cache,
     soon,
     text_of,
+    waiting_in,
 )
+from support.tcp import free_port
 from support.wait import until
 
 HIT, MISS = LookupResponse.VERDICT_HIT, LookupResponse.VERDICT_MISS
@@ -59,12 +57,7 @@ def waiting(router: CacheAnswers, request: LookupRequest) -> "asyncio.Task[Looku
 
 
 async def until_waits(count: int, *caches: Cache) -> None:
-    await until(lambda: sum(_waiting(cache) for cache in caches) == count)
-
-
-def _waiting(cache: Cache) -> int:
-    waits = cache.upkeep._waits
-    return sum(len(wait.futures) for wait in waits._waits.values())
+    await until(lambda: sum(map(waiting_in, caches)) == count)
 
 
 async def flights(dsn: str) -> int:
@@ -177,7 +170,7 @@ async def test_a_wait_ends_at_its_bound(caches, routers, database_dsn) -> None:
         assert found.verdict == expired
         found = await lookup(routers[1], join(fingerprint, wait_ms_max=0))
         assert found.verdict == expired
-    assert sum(_waiting(cache) for cache in caches) == 0
+    assert sum(map(waiting_in, caches)) == 0
     assert await flights(database_dsn) == 1
 
 
@@ -286,11 +279,11 @@ async def test_a_token_of_another_tenant_ends_no_flight(caches, routers, databas
     assert await flights(database_dsn) == 1
 
 
-async def test_no_cache_joins_a_flight_and_reads_no_entry(caches, routers) -> None:
+async def test_who_finds_every_entry_too_old_joins_a_flight(caches, routers) -> None:
     fingerprint = key()
     await routers[0].store(keep(fingerprint, answer=answer("stale")))
     request = join(fingerprint)
-    request.no_cache = True
+    request.max_age_seconds = 0
     lead = await lookup(routers[0], request)
     assert lead.verdict == LEAD
     waiter = waiting(routers[1], request)
@@ -300,19 +293,6 @@ async def test_no_cache_joins_a_flight_and_reads_no_entry(caches, routers) -> No
         keep(fingerprint, answer=answer("fresh"), flight_token=lead.flight_token)
     )
     assert text_of((await waiter).answer) == "fresh"
-
-
-async def test_a_unary_caller_leads_by_a_lease_alone(caches, routers, database_dsn) -> None:
-    fingerprint = key()
-    async with connect(caches[0].server.address) as channel:
-        lead = await CacheServiceStub(channel).Lookup(join(fingerprint), metadata=(bearer(TOKEN),))
-    assert lead.verdict == LEAD
-    waiter = waiting(routers[1], join(fingerprint))
-    await until_waits(1, *caches)
-    connection = await asyncpg.connect(database_dsn)
-    await connection.execute("UPDATE flights SET lease_expires_at = clock_timestamp()")
-    await connection.close()
-    assert (await waiter).verdict == LEAD
 
 
 async def test_when_the_leaders_cache_process_is_killed_a_waiter_of_another_leads(

@@ -11,12 +11,12 @@ from grpc_health.v1 import health_pb2
 from penstock.cache.config import Config
 from penstock.cache.v1.cache_pb2 import LookupResponse
 from penstock.cache.wiring import wire
-from penstock.core.ports import free_port
 from penstock.core.postgres import MigrationError
 from penstock.core.postgres_server import PostgresServerError, PrivateServer, remove
 from penstock.core.telemetry import Telemetry
 from support.cache import TOKEN, join, keep, key, look, ready_at, router_side, running_cache, soon
 from support.postgres import fresh_database
+from support.tcp import free_port
 from support.wait import until
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -30,14 +30,13 @@ class Ask:
     """One look.
 
     Attributes:
-        reads: Whether a stored entry may answer.
         joins: Lead a flight, or wait in one, where nothing answers.
         token: The flight's, should this ask lead it.
+        lease_ms: Its lease.
         awaited: The flight that was waited in until now: its answer may lie there.
     """
 
     key: Key
-    reads: bool
     joins: bool
     token: UUID
     lease_ms: int

@@ -59,11 +59,10 @@ class PostgresStore:
         sorted_asks = [asks[i] for i in order]
         rows = await _told(
             self._pool.fetch(
-                "SELECT * FROM look_up($1, $2, $3, $4, $5, $6, $7, $8)",
+                "SELECT * FROM look_up($1, $2, $3, $4, $5, $6, $7)",
                 [a.key.org_id for a in sorted_asks],
                 [a.key.fingerprint for a in sorted_asks],
                 [a.max_age_seconds for a in sorted_asks],
-                [a.reads for a in sorted_asks],
                 [a.joins for a in sorted_asks],
                 [a.token for a in sorted_asks],
                 [a.awaited for a in sorted_asks],

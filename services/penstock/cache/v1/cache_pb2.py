@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from penstock.type.v1 import chat_pb2 as penstock_dot_type_dot_v1_dot_chat__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpenstock/cache/v1/cache.proto\x12\x11penstock.cache.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bpenstock/type/v1/chat.proto\"\xa2\x01\n\rLookupRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0e\n\x06org_id\x18\x02 \x01(\t\x12\x1c\n\x0fmax_age_seconds\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0bjoin_flight\x18\x04 \x01(\x08\x12\x10\n\x08no_cache\x18\x05 \x01(\x08\x12\x13\n\x0bwait_ms_max\x18\x06 \x01(\x03\x42\x12\n\x10_max_age_seconds\"\xe9\x02\n\x0eLookupResponse\x12:\n\x07verdict\x18\x01 \x01(\x0e\x32).penstock.cache.v1.LookupResponse.Verdict\x12.\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x19.penstock.cache.v1.AnswerH\x00\x88\x01\x01\x12-\n\tstored_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x66light_token\x18\x04 \x01(\t\"\x9a\x01\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x10\n\x0cVERDICT_MISS\x10\x01\x12\x0f\n\x0bVERDICT_HIT\x10\x02\x12\x12\n\x0eVERDICT_SHARED\x10\x03\x12\x10\n\x0cVERDICT_LEAD\x10\x04\x12\x18\n\x14VERDICT_WAIT_EXPIRED\x10\x05\x12\x13\n\x0fVERDICT_WAITING\x10\x06\x42\t\n\x07_answer\"\xbb\x01\n\x06\x41nswer\x12)\n\x07\x63hoices\x18\x01 \x03(\x0b\x32\x18.penstock.type.v1.Choice\x12&\n\x05usage\x18\x02 \x01(\x0b\x32\x17.penstock.type.v1.Usage\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rcost_nano_usd\x18\x05 \x01(\x03\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x12\n\nmax_tokens\x18\x07 \x01(\x03\"\x9b\x01\n\x0cStoreRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0e\n\x06org_id\x18\x02 \x01(\t\x12)\n\x06\x61nswer\x18\x03 \x01(\x0b\x32\x19.penstock.cache.v1.Answer\x12\x13\n\x0bttl_seconds\x18\x04 \x01(\x03\x12\x14\n\x0c\x66light_token\x18\x05 \x01(\t\x12\x10\n\x08no_store\x18\x06 \x01(\x08\"/\n\rStoreResponse\x12\x0e\n\x06stored\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"K\n\x0e\x41\x62\x61ndonRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0e\n\x06org_id\x18\x02 \x01(\t\x12\x14\n\x0c\x66light_token\x18\x03 \x01(\t\"\x11\n\x0f\x41\x62\x61ndonResponse\"@\n\x0c\x42\x61tchRequest\x12\x30\n\noperations\x18\x01 \x03(\x0b\x32\x1c.penstock.cache.v1.Operation\"\xfe\x01\n\tOperation\x12\x14\n\x0coperation_id\x18\x01 \x01(\x03\x12\x13\n\x0btraceparent\x18\x02 \x01(\t\x12\x32\n\x06lookup\x18\x03 \x01(\x0b\x32 .penstock.cache.v1.LookupRequestH\x00\x12\x30\n\x05store\x18\x04 \x01(\x0b\x32\x1f.penstock.cache.v1.StoreRequestH\x00\x12\x34\n\x07\x61\x62\x61ndon\x18\x05 \x01(\x0b\x32!.penstock.cache.v1.AbandonRequestH\x00\x12\x1d\n\x13\x63\x61ncel_operation_id\x18\x06 \x01(\x03H\x00\x42\x0b\n\toperation\"D\n\rBatchResponse\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".penstock.cache.v1.OperationResult\"\x84\x02\n\x0fOperationResult\x12\x14\n\x0coperation_id\x18\x01 \x01(\x03\x12\x33\n\x06lookup\x18\x02 \x01(\x0b\x32!.penstock.cache.v1.LookupResponseH\x00\x12\x31\n\x05store\x18\x03 \x01(\x0b\x32 .penstock.cache.v1.StoreResponseH\x00\x12\x35\n\x07\x61\x62\x61ndon\x18\x04 \x01(\x0b\x32\".penstock.cache.v1.AbandonResponseH\x00\x12\x32\n\x05\x65rror\x18\x05 \x01(\x0b\x32!.penstock.cache.v1.OperationErrorH\x00\x42\x08\n\x06result\"?\n\x0eOperationError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t2\xcb\x02\n\x0c\x43\x61\x63heService\x12M\n\x06Lookup\x12 .penstock.cache.v1.LookupRequest\x1a!.penstock.cache.v1.LookupResponse\x12J\n\x05Store\x12\x1f.penstock.cache.v1.StoreRequest\x1a .penstock.cache.v1.StoreResponse\x12P\n\x07\x41\x62\x61ndon\x12!.penstock.cache.v1.AbandonRequest\x1a\".penstock.cache.v1.AbandonResponse\x12N\n\x05\x42\x61tch\x12\x1f.penstock.cache.v1.BatchRequest\x1a .penstock.cache.v1.BatchResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpenstock/cache/v1/cache.proto\x12\x11penstock.cache.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1bpenstock/type/v1/chat.proto\"\xa0\x01\n\rLookupRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0e\n\x06org_id\x18\x02 \x01(\t\x12\x1c\n\x0fmax_age_seconds\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x13\n\x0bjoin_flight\x18\x04 \x01(\x08\x12\x13\n\x0bwait_ms_max\x18\x06 \x01(\x03\x42\x12\n\x10_max_age_secondsJ\x04\x08\x05\x10\x06R\x08no_cache\"\xe9\x02\n\x0eLookupResponse\x12:\n\x07verdict\x18\x01 \x01(\x0e\x32).penstock.cache.v1.LookupResponse.Verdict\x12.\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x19.penstock.cache.v1.AnswerH\x00\x88\x01\x01\x12-\n\tstored_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x66light_token\x18\x04 \x01(\t\"\x9a\x01\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x10\n\x0cVERDICT_MISS\x10\x01\x12\x0f\n\x0bVERDICT_HIT\x10\x02\x12\x12\n\x0eVERDICT_SHARED\x10\x03\x12\x10\n\x0cVERDICT_LEAD\x10\x04\x12\x18\n\x14VERDICT_WAIT_EXPIRED\x10\x05\x12\x13\n\x0fVERDICT_WAITING\x10\x06\x42\t\n\x07_answer\"\xbb\x01\n\x06\x41nswer\x12)\n\x07\x63hoices\x18\x01 \x03(\x0b\x32\x18.penstock.type.v1.Choice\x12&\n\x05usage\x18\x02 \x01(\x0b\x32\x17.penstock.type.v1.Usage\x12\x10\n\x08provider\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x15\n\rcost_nano_usd\x18\x05 \x01(\x03\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x12\n\nmax_tokens\x18\x07 \x01(\x03\"\x9b\x01\n\x0cStoreRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0e\n\x06org_id\x18\x02 \x01(\t\x12)\n\x06\x61nswer\x18\x03 \x01(\x0b\x32\x19.penstock.cache.v1.Answer\x12\x13\n\x0bttl_seconds\x18\x04 \x01(\x03\x12\x14\n\x0c\x66light_token\x18\x05 \x01(\t\x12\x10\n\x08no_store\x18\x06 \x01(\x08\"/\n\rStoreResponse\x12\x0e\n\x06stored\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"K\n\x0e\x41\x62\x61ndonRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0e\n\x06org_id\x18\x02 \x01(\t\x12\x14\n\x0c\x66light_token\x18\x03 \x01(\t\"\x11\n\x0f\x41\x62\x61ndonResponse\"@\n\x0c\x42\x61tchRequest\x12\x30\n\noperations\x18\x01 \x03(\x0b\x32\x1c.penstock.cache.v1.Operation\"\xfe\x01\n\tOperation\x12\x14\n\x0coperation_id\x18\x01 \x01(\x03\x12\x13\n\x0btraceparent\x18\x02 \x01(\t\x12\x32\n\x06lookup\x18\x03 \x01(\x0b\x32 .penstock.cache.v1.LookupRequestH\x00\x12\x30\n\x05store\x18\x04 \x01(\x0b\x32\x1f.penstock.cache.v1.StoreRequestH\x00\x12\x34\n\x07\x61\x62\x61ndon\x18\x05 \x01(\x0b\x32!.penstock.cache.v1.AbandonRequestH\x00\x12\x1d\n\x13\x63\x61ncel_operation_id\x18\x06 \x01(\x03H\x00\x42\x0b\n\toperation\"D\n\rBatchResponse\x12\x33\n\x07results\x18\x01 \x03(\x0b\x32\".penstock.cache.v1.OperationResult\"\x84\x02\n\x0fOperationResult\x12\x14\n\x0coperation_id\x18\x01 \x01(\x03\x12\x33\n\x06lookup\x18\x02 \x01(\x0b\x32!.penstock.cache.v1.LookupResponseH\x00\x12\x31\n\x05store\x18\x03 \x01(\x0b\x32 .penstock.cache.v1.StoreResponseH\x00\x12\x35\n\x07\x61\x62\x61ndon\x18\x04 \x01(\x0b\x32\".penstock.cache.v1.AbandonResponseH\x00\x12\x32\n\x05\x65rror\x18\x05 \x01(\x0b\x32!.penstock.cache.v1.OperationErrorH\x00\x42\x08\n\x06result\"?\n\x0eOperationError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t2^\n\x0c\x43\x61\x63heService\x12N\n\x05\x42\x61tch\x12\x1f.penstock.cache.v1.BatchRequest\x1a .penstock.cache.v1.BatchResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,31 +34,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'penstock.cache.v1.cache_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LOOKUPREQUEST']._serialized_start=115
-  _globals['_LOOKUPREQUEST']._serialized_end=277
-  _globals['_LOOKUPRESPONSE']._serialized_start=280
-  _globals['_LOOKUPRESPONSE']._serialized_end=641
-  _globals['_LOOKUPRESPONSE_VERDICT']._serialized_start=476
-  _globals['_LOOKUPRESPONSE_VERDICT']._serialized_end=630
-  _globals['_ANSWER']._serialized_start=644
-  _globals['_ANSWER']._serialized_end=831
-  _globals['_STOREREQUEST']._serialized_start=834
-  _globals['_STOREREQUEST']._serialized_end=989
-  _globals['_STORERESPONSE']._serialized_start=991
-  _globals['_STORERESPONSE']._serialized_end=1038
-  _globals['_ABANDONREQUEST']._serialized_start=1040
-  _globals['_ABANDONREQUEST']._serialized_end=1115
-  _globals['_ABANDONRESPONSE']._serialized_start=1117
-  _globals['_ABANDONRESPONSE']._serialized_end=1134
-  _globals['_BATCHREQUEST']._serialized_start=1136
-  _globals['_BATCHREQUEST']._serialized_end=1200
-  _globals['_OPERATION']._serialized_start=1203
-  _globals['_OPERATION']._serialized_end=1457
-  _globals['_BATCHRESPONSE']._serialized_start=1459
-  _globals['_BATCHRESPONSE']._serialized_end=1527
-  _globals['_OPERATIONRESULT']._serialized_start=1530
-  _globals['_OPERATIONRESULT']._serialized_end=1790
-  _globals['_OPERATIONERROR']._serialized_start=1792
-  _globals['_OPERATIONERROR']._serialized_end=1855
-  _globals['_CACHESERVICE']._serialized_start=1858
-  _globals['_CACHESERVICE']._serialized_end=2189
+  _globals['_LOOKUPREQUEST']._serialized_end=275
+  _globals['_LOOKUPRESPONSE']._serialized_start=278
+  _globals['_LOOKUPRESPONSE']._serialized_end=639
+  _globals['_LOOKUPRESPONSE_VERDICT']._serialized_start=474
+  _globals['_LOOKUPRESPONSE_VERDICT']._serialized_end=628
+  _globals['_ANSWER']._serialized_start=642
+  _globals['_ANSWER']._serialized_end=829
+  _globals['_STOREREQUEST']._serialized_start=832
+  _globals['_STOREREQUEST']._serialized_end=987
+  _globals['_STORERESPONSE']._serialized_start=989
+  _globals['_STORERESPONSE']._serialized_end=1036
+  _globals['_ABANDONREQUEST']._serialized_start=1038
+  _globals['_ABANDONREQUEST']._serialized_end=1113
+  _globals['_ABANDONRESPONSE']._serialized_start=1115
+  _globals['_ABANDONRESPONSE']._serialized_end=1132
+  _globals['_BATCHREQUEST']._serialized_start=1134
+  _globals['_BATCHREQUEST']._serialized_end=1198
+  _globals['_OPERATION']._serialized_start=1201
+  _globals['_OPERATION']._serialized_end=1455
+  _globals['_BATCHRESPONSE']._serialized_start=1457
+  _globals['_BATCHRESPONSE']._serialized_end=1525
+  _globals['_OPERATIONRESULT']._serialized_start=1528
+  _globals['_OPERATIONRESULT']._serialized_end=1788
+  _globals['_OPERATIONERROR']._serialized_start=1790
+  _globals['_OPERATIONERROR']._serialized_end=1853
+  _globals['_CACHESERVICE']._serialized_start=1855
+  _globals['_CACHESERVICE']._serialized_end=1949
 # @@protoc_insertion_point(module_scope)

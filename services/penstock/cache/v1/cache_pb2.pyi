@@ -31,7 +31,6 @@ class LookupRequest(_message.Message):
     ORG_ID_FIELD_NUMBER: _builtins.int
     MAX_AGE_SECONDS_FIELD_NUMBER: _builtins.int
     JOIN_FLIGHT_FIELD_NUMBER: _builtins.int
-    NO_CACHE_FIELD_NUMBER: _builtins.int
     WAIT_MS_MAX_FIELD_NUMBER: _builtins.int
     fingerprint: _builtins.bytes
     """32 bytes: the canonical fingerprint over tenant, data class, model, messages, tools, format, sampling."""
@@ -40,8 +39,6 @@ class LookupRequest(_message.Message):
     max_age_seconds: _builtins.int
     join_flight: _builtins.bool
     """Take part in a flight: wait for an identical request, or lead one. Without it: look only."""
-    no_cache: _builtins.bool
-    """Skip stored entries, but still join or lead a flight where join_flight is set."""
     wait_ms_max: _builtins.int
     """How long to wait for a flight's leader. At most 600,000."""
     def __init__(
@@ -51,12 +48,11 @@ class LookupRequest(_message.Message):
         org_id: _builtins.str = ...,
         max_age_seconds: _builtins.int | None = ...,
         join_flight: _builtins.bool = ...,
-        no_cache: _builtins.bool = ...,
         wait_ms_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_age_seconds", b"_max_age_seconds", "max_age_seconds", b"max_age_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_age_seconds", b"_max_age_seconds", "fingerprint", b"fingerprint", "join_flight", b"join_flight", "max_age_seconds", b"max_age_seconds", "no_cache", b"no_cache", "org_id", b"org_id", "wait_ms_max", b"wait_ms_max"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_age_seconds", b"_max_age_seconds", "fingerprint", b"fingerprint", "join_flight", b"join_flight", "max_age_seconds", b"max_age_seconds", "org_id", b"org_id", "wait_ms_max", b"wait_ms_max"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_age_seconds: _TypeAlias = _typing.Literal["max_age_seconds"]  # noqa: Y015
     _WhichOneofArgType__max_age_seconds: _TypeAlias = _typing.Literal["_max_age_seconds", b"_max_age_seconds"]  # noqa: Y015
@@ -187,7 +183,7 @@ class StoreRequest(_message.Message):
     fingerprint: _builtins.bytes
     org_id: _builtins.str
     ttl_seconds: _builtins.int
-    """0: the service's default."""
+    """Life of the entry: 1 to 31,536,000, a year. Without meaning where no_store is set."""
     flight_token: _builtins.str
     """Resolves the flight, if one is led."""
     no_store: _builtins.bool
@@ -237,6 +233,8 @@ Global___StoreResponse: _TypeAlias = StoreResponse  # noqa: Y015
 
 @_typing.final
 class AbandonRequest(_message.Message):
+    """The leader of a flight gives up: the next waiter leads."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     FINGERPRINT_FIELD_NUMBER: _builtins.int

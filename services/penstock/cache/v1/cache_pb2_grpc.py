@@ -34,21 +34,6 @@ class CacheServiceStub(object):
         Args:
             channel: A grpc.Channel.
         """
-        self.Lookup = channel.unary_unary(
-                '/penstock.cache.v1.CacheService/Lookup',
-                request_serializer=penstock_dot_cache_dot_v1_dot_cache__pb2.LookupRequest.SerializeToString,
-                response_deserializer=penstock_dot_cache_dot_v1_dot_cache__pb2.LookupResponse.FromString,
-                _registered_method=True)
-        self.Store = channel.unary_unary(
-                '/penstock.cache.v1.CacheService/Store',
-                request_serializer=penstock_dot_cache_dot_v1_dot_cache__pb2.StoreRequest.SerializeToString,
-                response_deserializer=penstock_dot_cache_dot_v1_dot_cache__pb2.StoreResponse.FromString,
-                _registered_method=True)
-        self.Abandon = channel.unary_unary(
-                '/penstock.cache.v1.CacheService/Abandon',
-                request_serializer=penstock_dot_cache_dot_v1_dot_cache__pb2.AbandonRequest.SerializeToString,
-                response_deserializer=penstock_dot_cache_dot_v1_dot_cache__pb2.AbandonResponse.FromString,
-                _registered_method=True)
         self.Batch = channel.stream_stream(
                 '/penstock.cache.v1.CacheService/Batch',
                 request_serializer=penstock_dot_cache_dot_v1_dot_cache__pb2.BatchRequest.SerializeToString,
@@ -59,28 +44,9 @@ class CacheServiceStub(object):
 class CacheServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
-    def Lookup(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Store(self, request, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Abandon(self, request, context):
-        """The leader of a flight gives up: the next waiter leads.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def Batch(self, request_iterator, context):
-        """The same operations, micro-batched. Answers come in any order. When the stream ends, the flights
-        that were led over it and are not resolved are abandoned at once.
+        """Operations, micro-batched. Results come in any order. When the stream ends, the flights that were
+        led over it and are not resolved are abandoned at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,21 +55,6 @@ class CacheServiceServicer(object):
 
 def add_CacheServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Lookup': grpc.unary_unary_rpc_method_handler(
-                    servicer.Lookup,
-                    request_deserializer=penstock_dot_cache_dot_v1_dot_cache__pb2.LookupRequest.FromString,
-                    response_serializer=penstock_dot_cache_dot_v1_dot_cache__pb2.LookupResponse.SerializeToString,
-            ),
-            'Store': grpc.unary_unary_rpc_method_handler(
-                    servicer.Store,
-                    request_deserializer=penstock_dot_cache_dot_v1_dot_cache__pb2.StoreRequest.FromString,
-                    response_serializer=penstock_dot_cache_dot_v1_dot_cache__pb2.StoreResponse.SerializeToString,
-            ),
-            'Abandon': grpc.unary_unary_rpc_method_handler(
-                    servicer.Abandon,
-                    request_deserializer=penstock_dot_cache_dot_v1_dot_cache__pb2.AbandonRequest.FromString,
-                    response_serializer=penstock_dot_cache_dot_v1_dot_cache__pb2.AbandonResponse.SerializeToString,
-            ),
             'Batch': grpc.stream_stream_rpc_method_handler(
                     servicer.Batch,
                     request_deserializer=penstock_dot_cache_dot_v1_dot_cache__pb2.BatchRequest.FromString,
@@ -119,87 +70,6 @@ def add_CacheServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class CacheService(object):
     """Missing associated documentation comment in .proto file."""
-
-    @staticmethod
-    def Lookup(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/penstock.cache.v1.CacheService/Lookup',
-            penstock_dot_cache_dot_v1_dot_cache__pb2.LookupRequest.SerializeToString,
-            penstock_dot_cache_dot_v1_dot_cache__pb2.LookupResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Store(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/penstock.cache.v1.CacheService/Store',
-            penstock_dot_cache_dot_v1_dot_cache__pb2.StoreRequest.SerializeToString,
-            penstock_dot_cache_dot_v1_dot_cache__pb2.StoreResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Abandon(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/penstock.cache.v1.CacheService/Abandon',
-            penstock_dot_cache_dot_v1_dot_cache__pb2.AbandonRequest.SerializeToString,
-            penstock_dot_cache_dot_v1_dot_cache__pb2.AbandonResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
 
     @staticmethod
     def Batch(request_iterator,

@@ -33,58 +33,28 @@ class CacheServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> CacheServiceAsyncStub: ...
-    Lookup: _grpc.UnaryUnaryMultiCallable[_cache_pb2.LookupRequest, _cache_pb2.LookupResponse]
-    Store: _grpc.UnaryUnaryMultiCallable[_cache_pb2.StoreRequest, _cache_pb2.StoreResponse]
-    Abandon: _grpc.UnaryUnaryMultiCallable[_cache_pb2.AbandonRequest, _cache_pb2.AbandonResponse]
-    """The leader of a flight gives up: the next waiter leads."""
     Batch: _grpc.StreamStreamMultiCallable[_cache_pb2.BatchRequest, _cache_pb2.BatchResponse]
-    """The same operations, micro-batched. Answers come in any order. When the stream ends, the flights
-    that were led over it and are not resolved are abandoned at once.
+    """Operations, micro-batched. Results come in any order. When the stream ends, the flights that were
+    led over it and are not resolved are abandoned at once.
     """
 
 @_typing.type_check_only
 class CacheServiceAsyncStub(CacheServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
-    Lookup: _aio.UnaryUnaryMultiCallable[_cache_pb2.LookupRequest, _cache_pb2.LookupResponse]  # type: ignore[assignment]
-    Store: _aio.UnaryUnaryMultiCallable[_cache_pb2.StoreRequest, _cache_pb2.StoreResponse]  # type: ignore[assignment]
-    Abandon: _aio.UnaryUnaryMultiCallable[_cache_pb2.AbandonRequest, _cache_pb2.AbandonResponse]  # type: ignore[assignment]
-    """The leader of a flight gives up: the next waiter leads."""
     Batch: _aio.StreamStreamMultiCallable[_cache_pb2.BatchRequest, _cache_pb2.BatchResponse]  # type: ignore[assignment]
-    """The same operations, micro-batched. Answers come in any order. When the stream ends, the flights
-    that were led over it and are not resolved are abandoned at once.
+    """Operations, micro-batched. Results come in any order. When the stream ends, the flights that were
+    led over it and are not resolved are abandoned at once.
     """
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
-    @_abc_1.abstractmethod
-    def Lookup(
-        self,
-        request: _cache_pb2.LookupRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_cache_pb2.LookupResponse, _abc.Awaitable[_cache_pb2.LookupResponse]]: ...
-
-    @_abc_1.abstractmethod
-    def Store(
-        self,
-        request: _cache_pb2.StoreRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_cache_pb2.StoreResponse, _abc.Awaitable[_cache_pb2.StoreResponse]]: ...
-
-    @_abc_1.abstractmethod
-    def Abandon(
-        self,
-        request: _cache_pb2.AbandonRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_cache_pb2.AbandonResponse, _abc.Awaitable[_cache_pb2.AbandonResponse]]:
-        """The leader of a flight gives up: the next waiter leads."""
-
     @_abc_1.abstractmethod
     def Batch(
         self,
         request_iterator: _MaybeAsyncIterator[_cache_pb2.BatchRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_cache_pb2.BatchResponse], _abc.AsyncIterator[_cache_pb2.BatchResponse]]:
-        """The same operations, micro-batched. Answers come in any order. When the stream ends, the flights
-        that were led over it and are not resolved are abandoned at once.
+        """Operations, micro-batched. Results come in any order. When the stream ends, the flights that were
+        led over it and are not resolved are abandoned at once.
         """
 
 def add_CacheServiceServicer_to_server(servicer: CacheServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
