@@ -37,6 +37,14 @@ class RayApplication:
     """Its replica count may be changed: it is neither being deployed nor deleted."""
 
 
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """Of all live nodes together. CPUs are counts that Ray was told of, not cores."""
+
+    cpus: float
+    gpus: float
+
+
 class RayApi(Protocol):
     async def applications(self) -> dict[str, RayApplication]:
         """By name.
@@ -50,6 +58,13 @@ class RayApi(Protocol):
 
         Raises:
             RayUnreachable: also where Ray refuses.
+        """
+
+    async def resources(self) -> Resources:
+        """What Ray shares out among replicas, free or not.
+
+        Raises:
+            RayUnreachable.
         """
 
 
@@ -75,6 +90,13 @@ class RestRayApi:
     async def scale(self, application: RayApplication, replicas: int) -> None:
         path = f"/api/v1/applications/{application.name}/deployments/{application.deployment}/scale"
         await self._call("POST", path, {"target_num_replicas": replicas})
+
+    async def resources(self) -> Resources:
+        reply = await self._call("GET", "/api/v0/nodes")
+        try:
+            return parse_nodes(reply.json())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RayUnreachable(f"Ray's nodes cannot be read: {error!r}") from error
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -119,6 +141,23 @@ def parse(report: Mapping[str, Any]) -> dict[str, RayApplication]:
                 settled=app["status"] not in {"DEPLOYING", "DELETING", "NOT_STARTED"},
             )
     return found
+
+
+def parse_nodes(report: Mapping[str, Any]) -> Resources:
+    """The resources of Ray's list of nodes.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: it is no such list.
+    """
+    totals = [
+        node["resources_total"]
+        for node in report["data"]["result"]["result"]
+        if node["state"] == "ALIVE"
+    ]
+    return Resources(
+        cpus=sum(float(total.get("CPU", 0)) for total in totals),
+        gpus=sum(float(total.get("GPU", 0)) for total in totals),
+    )
 
 
 def _addresses(groups: Any) -> dict[str, str]:

@@ -1,13 +1,14 @@
 """Looks at Ray and at the replicas, holds the replica counts, and tells everyone who watches."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 
 from penstock.capacity import snapshot
 from penstock.capacity.probe import Probe
 from penstock.capacity.ray import RayApi, RayApplication, RayUnreachable
-from penstock.capacity.snapshot import Health
+from penstock.capacity.snapshot import Health, Wanted
 from penstock.capacity.v1 import capacity_pb2
 from penstock.core.catalogue import application_of
 from penstock.core.clock import Clock
@@ -20,8 +21,8 @@ POLL_SECONDS = 0.5
 BEAT_SECONDS = 1.5
 """Also without a change: routers are promised a sign of life every two seconds."""
 
-Counts = Callable[[], Mapping[str, int]]
-"""The configured replica count of each model, as the catalogue has it now."""
+Catalogue = Callable[[], Mapping[str, Wanted]]
+"""What is wanted of each model, as the catalogue has it now."""
 
 
 class Watcher:
@@ -31,7 +32,7 @@ class Watcher:
         self,
         ray: RayApi,
         probe: Probe,
-        counts: Counts,
+        catalogue: Catalogue,
         clock: Clock,
         *,
         poll_seconds: float = POLL_SECONDS,
@@ -39,13 +40,15 @@ class Watcher:
     ) -> None:
         self._ray = ray
         self._probe = probe
-        self._counts = counts
+        self._catalogue = catalogue
         self._clock = clock
         self._poll_seconds = poll_seconds
         self._beat_seconds = beat_seconds
         self._applications: dict[str, RayApplication] = {}
         self._health: dict[str, Health] = {}
         self._ray_reachable = False
+        self._lacking = ""
+        self._has_probed = False
         self._latest: capacity_pb2.Snapshot | None = None
         self._published = asyncio.Condition()
         self.ray_seen = asyncio.Event()
@@ -96,6 +99,7 @@ class Watcher:
             self._ray_reachable = True
             self.ray_seen.set()
             await self._hold_counts()
+            await self._note_lacking()
         except RayUnreachable as error:
             # Addresses stay as last known: a head that restarts must not look like an empty pool.
             if self._ray_reachable:
@@ -117,19 +121,37 @@ class Watcher:
         answers = await asyncio.gather(*(self._probe.stats(a, n) for a, n in targets.items()))
         for address, stats in zip(targets, answers, strict=True):
             self._health[address] = self._health.get(address, Health()).after(stats)
+        self._has_probed = True
         await self._publish()
 
     async def _hold_counts(self) -> None:
-        for model, count in self._counts().items():
-            application = self._applications.get(application_of(model))
+        for model, wanted in self._catalogue().items():
+            count, application = wanted.replicas, self._applications.get(application_of(model))
             if application and application.settled and application.target_replicas != count:
                 logger.info("%s: %d replicas become %d", model, application.target_replicas, count)
                 await self._ray.scale(application, count)
 
+    async def _note_lacking(self) -> None:
+        """Asks why replicas are not there, while some are not."""
+        catalogue, lacking = self._catalogue(), ""
+        found = [(w, self._applications.get(application_of(m))) for m, w in catalogue.items()]
+        if any(application and snapshot.is_short(w, application) for w, application in found):
+            with contextlib.suppress(RayUnreachable):
+                # Replicas are no less known for it.
+                lacking = snapshot.shortfall(catalogue.values(), await self._ray.resources())
+        if lacking and lacking != self._lacking:
+            logger.warning("%s", lacking)
+        self._lacking = lacking
+
     async def _publish(self, *, is_beat: bool = False) -> None:
         """Sends what is known, where it differs from what was sent or a sign of life is due."""
+        if self._ray_reachable and not self._has_probed:
+            # Replicas that serve would be told as starting, and routers of before would spill.
+            return
         fresh = capacity_pb2.Snapshot(
-            pools=snapshot.pools(self._counts(), self._applications, self._health),
+            pools=snapshot.pools(
+                self._catalogue(), self._applications, self._health, self._lacking
+            ),
             ray_reachable=self._ray_reachable,
         )
         last = self._latest

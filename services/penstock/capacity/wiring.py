@@ -7,6 +7,7 @@ from penstock.capacity.config import CapacityConfig
 from penstock.capacity.probe import GrpcProbe
 from penstock.capacity.ray import RestRayApi
 from penstock.capacity.service import CapacityService
+from penstock.capacity.snapshot import Wanted
 from penstock.capacity.v1 import capacity_pb2, capacity_pb2_grpc
 from penstock.capacity.watcher import Watcher
 from penstock.core.clock import SystemClock
@@ -33,7 +34,10 @@ async def run(config: CapacityConfig, stop: asyncio.Event) -> None:
     watcher = Watcher(
         ray,
         probe,
-        lambda: {name: model.replicas for name, model in catalogue.current.models.items()},
+        lambda: {
+            name: Wanted(model.replicas, model.cpus, model.gpus)
+            for name, model in catalogue.current.models.items()
+        },
         SystemClock(),
     )
     health = Health([RAY])

@@ -3,10 +3,9 @@
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from penstock.cli.child import Service
-from penstock.cli.options import STAND_IN, STOOD_IN_PROVIDER, UpOptions
+from penstock.cli.options import STAND_IN, STOOD_IN_PROVIDER, VLLM, UpOptions
 from penstock.cli.ports import HOST
 from penstock.cli.readiness import EndsWell, GrpcHealth, HttpOk, ReadyFile
 from penstock.cli.state import State
@@ -36,8 +35,6 @@ class Plan:
     """Of the caller."""
     upstream_variables: tuple[str, ...]
     """Of the providers' keys and base URLs: for the router alone."""
-    local_config: Path
-    """The catalogue as the local part reads it: its models' engine may be another."""
 
     def at(self, name: str) -> str:
         return f"{HOST}:{self.ports[name]}"
@@ -122,21 +119,14 @@ def _postgres(plan: Plan) -> Service:
 
 
 def _traces(plan: Plan) -> Service:
-    theirs = plan.environment
     environment = {
         **_base(plan, "traces"),
+        # Of the user's own collector: it gets copies from there.
+        **{name: v for name, v in plan.environment.items() if name.startswith("OTEL_")},
         "PENSTOCK_TRACES_STORE": str(plan.state.traces),
         "PENSTOCK_TRACES_LISTEN": plan.at("traces"),
         "PENSTOCK_TRACES_TOKEN": plan.secrets.traces_token,
     }
-    endpoint = theirs.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or theirs.get(
-        "OTEL_EXPORTER_OTLP_ENDPOINT"
-    )
-    if endpoint:
-        environment["PENSTOCK_TRACES_FORWARD"] = endpoint
-        environment["PENSTOCK_TRACES_FORWARD_HEADERS"] = theirs.get(
-            "OTEL_EXPORTER_OTLP_HEADERS", ""
-        )
     return Service(
         name="traces",
         what="the last traces",
@@ -208,7 +198,7 @@ def _ray(plan: Plan) -> dict[str, str]:
 
 def _local(plan: Plan) -> Service:
     ready = plan.state.ready_file("local")
-    is_vllm = plan.options.engine == "vllm"
+    is_vllm = plan.options.engine == VLLM
     python = str(plan.options.vllm_python) if is_vllm else sys.executable
     return Service(
         name="local",
@@ -219,7 +209,7 @@ def _local(plan: Plan) -> Service:
         environment={
             **_base(plan, "local"),
             **_ray(plan),
-            "PENSTOCK_CONFIG": str(plan.local_config),
+            "PENSTOCK_CONFIG": str(plan.state.config_in_use),
             "PENSTOCK_LOCAL_READY_FILE": str(ready),
             "PENSTOCK_MODEL_CACHE": plan.environment.get("PENSTOCK_MODEL_CACHE")
             or str(plan.state.models),
@@ -240,7 +230,7 @@ def _capacity(plan: Plan) -> Service:
         environment={
             **_base(plan, "capacity"),
             **_ray(plan),
-            "PENSTOCK_CONFIG": str(plan.options.config),
+            "PENSTOCK_CONFIG": str(plan.state.config_in_use),
             "PENSTOCK_CAPACITY_LISTEN": plan.at("capacity"),
             "PENSTOCK_SERVICE_TOKEN": plan.secrets.service_token,
         },
@@ -275,7 +265,7 @@ def _stand_in(plan: Plan) -> Service:
 def _router(plan: Plan) -> Service:
     environment = {
         **_base(plan, "router"),
-        "PENSTOCK_CONFIG": str(plan.options.config),
+        "PENSTOCK_CONFIG": str(plan.state.config_in_use),
         "PENSTOCK_ROUTER_GRPC_LISTEN": plan.grpc_address,
         "PENSTOCK_ROUTER_HTTP_LISTEN": f"{HOST}:{plan.options.http_port}",
         "PENSTOCK_QUOTA_ADDRESS": plan.at("quota"),
@@ -286,9 +276,9 @@ def _router(plan: Plan) -> Service:
     }
     if plan.has_stand_in:
         environment |= {
-            "OPENAI_BASE_URL": f"http://{plan.at('stand_in')}/v1",
-            "OPENAI_API_KEY": plan.secrets.stand_in_key,
             "PENSTOCK_STAND_IN": STOOD_IN_PROVIDER,
+            "PENSTOCK_STAND_IN_URL": f"http://{plan.at('stand_in')}/v1",
+            "PENSTOCK_STAND_IN_KEY": plan.secrets.stand_in_key,
         }
     else:
         given = plan.environment

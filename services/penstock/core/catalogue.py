@@ -8,6 +8,7 @@ them, and become integer nano-USD a million tokens at once.
 from collections.abc import Collection, Iterable, Mapping
 from datetime import date
 from typing import Annotated, Literal, Self, TypeAlias
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -15,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    field_validator,
     model_validator,
 )
 
@@ -29,12 +31,13 @@ STAND_IN_SUFFIX = "-stand-in"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
+
 Fault: TypeAlias = tuple[tuple[str | int, ...], str]
 """Where in the file, and what is wrong."""
 
 
 def _usd_per_mtok(value: object) -> int:
-    if isinstance(value, float | bool):
+    if isinstance(value, bool) or not isinstance(value, str | int):
         # Pydantic reports a ValueError with its field; a TypeError would end the whole check.
         raise ValueError("write prices as text, e.g. '0.15': a float cannot hold money exactly")  # noqa: TRY004
     return parse_usd(str(value))
@@ -100,6 +103,10 @@ class LocalModel(Section):
     """They spin while they wait for each other: each needs a core that nothing else uses."""
     cpus: float = Field(default=1, ge=0, le=1024)
     gpus: float = Field(default=0, ge=0, le=64)
+    supports_tools: bool = False
+    """Its chat template shows tools, or its engine does (vLLM). False: requests with tools go to
+    the next target, or are refused; a template without a place for them drops them silently.
+    """
     tariff: Tariff
     template: Template = Template()
 
@@ -126,19 +133,59 @@ class PaidModel(Section):
     template: Template = Template()
 
 
+def base_url(value: str) -> str:
+    """The URL itself.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        parts = urlsplit(value)
+        is_whole = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        is_whole = False
+    if not is_whole or not value.isprintable() or " " in value:
+        raise ValueError("must be a URL such as https://api.example.com/v1")
+    return value
+
+
+def _variable_name(value: str) -> str:
+    if not value.isascii() or not value.isidentifier():
+        # Not told back: it may be the key itself.
+        raise ValueError("must be the name of a variable of the environment, e.g. ACME_API_KEY")
+    return value
+
+
+VariableName = Annotated[str, AfterValidator(_variable_name)]
+
+
 class Provider(Section):
-    """A paid API that speaks OpenAI's protocol. Off while `api_key_env` is not set."""
+    """A paid API that speaks OpenAI's protocol. Off while the variable `api_key_env` is not set.
+
+    `openai` has defaults for its URL and its variables; every other provider names its own, for it
+    would be sent OpenAI's key, or OpenAI its.
+    """
 
     kind: Literal["openai"] = "openai"
-    base_url: str = Field(default="https://api.openai.com/v1", pattern=r"^https?://")
-    base_url_env: str = "OPENAI_BASE_URL"
-    api_key_env: str = "OPENAI_API_KEY"
+    base_url: Annotated[str, AfterValidator(base_url)]
+    base_url_env: VariableName | None = None
+    """Names a variable that, where it is set, takes the place of `base_url`."""
+    api_key_env: VariableName
     connect_timeout_seconds: float = Field(default=5, gt=0, le=60)
     first_byte_timeout_seconds: float = Field(default=60, gt=0, le=600)
     idle_timeout_seconds: float = Field(default=60, gt=0, le=600)
     """Between two chunks of a stream."""
     in_flight_max: int = Field(default=256, ge=1, le=100_000)
     models: dict[Name, PaidModel] = Field(default_factory=dict)
+
+
+OPENAI = "openai"
+
+OPENAI_DEFAULTS = {
+    "base_url": "https://api.openai.com/v1",
+    "base_url_env": "OPENAI_BASE_URL",
+    "api_key_env": "OPENAI_API_KEY",
+}
 
 
 class Alias(Section):
@@ -160,7 +207,7 @@ class Limits(Section):
 
     request_bytes_max: int = Field(default=4 * 1024 * 1024, ge=1024, le=16 * 1024 * 1024)
     """At most half of what our services' own messages may have (`core/channel.py`)."""
-    messages_max: int = Field(default=1024, ge=1, le=100_000)
+    messages_max: int = Field(default=1024, ge=1, le=10_000)
     tools_max: int = Field(default=128, ge=0, le=1024)
     n_max: int = Field(default=8, ge=1, le=128)
     deadline_seconds_default: float = Field(default=120, gt=0, le=3600)
@@ -175,7 +222,7 @@ class Limits(Section):
 
 class RoutingSettings(Section):
     attempts_max: int = Field(default=4, ge=1, le=16)
-    """Tries of one request, over all targets and replicas."""
+    """Tries of one request, over all targets; of a local one two replicas are asked at most."""
     wait_margin_ms: int = Field(default=500, ge=0, le=60_000)
     """Left over for the next target when a wait is weighed against the deadline."""
     breaker_failures: int = Field(default=3, ge=1, le=100)
@@ -215,6 +262,13 @@ class Catalogue(Section):
     routing: RoutingSettings = RoutingSettings()
     ledger: LedgerSettings = LedgerSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+
+    @field_validator("providers", mode="before")
+    @classmethod
+    def _openai_is_known(cls, value: object) -> object:
+        if isinstance(value, dict) and isinstance(value.get(OPENAI), dict):
+            return {**value, OPENAI: {**OPENAI_DEFAULTS, **value[OPENAI]}}
+        return value
 
     def local(self, name: str) -> LocalModel | None:
         return self.models.get(name)

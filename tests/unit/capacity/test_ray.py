@@ -4,7 +4,7 @@ from typing import Any
 import httpx
 import pytest
 
-from penstock.capacity.ray import RayReplica, RayUnreachable, RestRayApi, parse
+from penstock.capacity.ray import RayReplica, RayUnreachable, Resources, RestRayApi, parse
 
 
 def report(**changes: Any) -> dict[str, Any]:
@@ -93,6 +93,22 @@ async def test_scaling_names_the_deployment_and_shows_the_token() -> None:
 async def test_an_answer_that_is_none_is_unreachable(reply: httpx.Response) -> None:
     with pytest.raises(RayUnreachable):
         await api(lambda _: reply).applications()
+
+
+def node(state: str, **resources: float) -> dict[str, Any]:
+    return {"state": state, "resources_total": resources}
+
+
+async def test_what_can_be_shared_out_is_that_of_live_nodes() -> None:
+    nodes = [node("ALIVE", CPU=2.0), node("ALIVE", CPU=4.0, GPU=1.0), node("DEAD", CPU=8.0)]
+    reply = httpx.Response(200, json={"data": {"result": {"result": nodes}}})
+    assert Resources(cpus=6, gpus=1) == await api(lambda _: reply).resources()
+
+
+@pytest.mark.parametrize("body", [[], {"data": None}, {"data": {"result": {"result": [{}]}}}])
+async def test_a_list_of_nodes_that_is_none_is_unreachable(body: Any) -> None:
+    with pytest.raises(RayUnreachable):
+        await api(lambda _: httpx.Response(200, json=body)).resources()
 
 
 async def test_no_answer_is_unreachable() -> None:

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from penstock.capacity.ray import RayApplication, RayReplica, RayUnreachable
+from penstock.capacity.ray import RayApplication, RayReplica, RayUnreachable, Resources
+from penstock.capacity.snapshot import Wanted
 from penstock.capacity.v1 import capacity_pb2
 from penstock.capacity.watcher import Watcher
 from penstock.core.clock import SystemClock
@@ -24,6 +25,7 @@ class FakeRay:
             settled=True,
         )
         self.scaled: list[tuple[str, int]] = []
+        self.cpus: float | None = 2
 
     def change(self, **fields: object) -> None:
         known = {name: getattr(self.app, name) for name in RayApplication.__slots__}
@@ -36,6 +38,11 @@ class FakeRay:
 
     async def scale(self, application: RayApplication, replicas: int) -> None:
         self.scaled.append((application.name, replicas))
+
+    async def resources(self) -> Resources:
+        if self.cpus is None:
+            raise RayUnreachable("no such page")
+        return Resources(self.cpus, gpus=0)
 
 
 class FakeProbe:
@@ -54,8 +61,8 @@ class Stand:
     def __init__(self) -> None:
         self.ray = FakeRay()
         self.probe = FakeProbe()
-        self.counts = {"m": 1}
-        self.watcher = Watcher(self.ray, self.probe, lambda: self.counts, SystemClock())
+        self.wanted = {"m": Wanted(1)}
+        self.watcher = Watcher(self.ray, self.probe, lambda: self.wanted, SystemClock())
         self.stream: AsyncIterator[capacity_pb2.Snapshot] = self.watcher.snapshots()
 
     async def round(self) -> None:
@@ -78,6 +85,15 @@ async def test_a_ready_replica_is_told_with_its_address(stand: Stand) -> None:
     assert (replica.address, replica.state) == ("h:1", capacity_pb2.Replica.STATE_READY)
     assert snapshot.ray_reachable
     assert snapshot.taken_at.seconds > 1_700_000_000
+
+
+async def test_the_first_that_is_told_of_a_replica_is_not_that_it_is_starting(stand: Stand) -> None:
+    await stand.round()
+    first = await stand.snapshot()
+    assert (1, capacity_pb2.Replica.STATE_READY) == (
+        first.sequence,
+        first.pools[0].replicas[0].state,
+    )
 
 
 async def test_each_change_is_a_snapshot_and_no_change_is_none(stand: Stand) -> None:
@@ -123,7 +139,7 @@ async def test_ray_never_seen_is_told_as_an_empty_pool(stand: Stand) -> None:
 async def test_the_configured_count_is_held(stand: Stand) -> None:
     await stand.round()
     assert stand.ray.scaled == []
-    stand.counts = {"m": 3}
+    stand.wanted = {"m": Wanted(3)}
     await stand.watcher.look()
     assert stand.ray.scaled == [("local-m", 3)]
     stand.ray.change(target_replicas=3)
@@ -134,8 +150,20 @@ async def test_the_configured_count_is_held(stand: Stand) -> None:
     assert stand.ray.scaled == [("local-m", 3), ("local-m", 3)]
 
 
+async def test_a_count_that_cannot_be_held_is_told_until_it_can(stand: Stand) -> None:
+    stand.wanted = {"m": Wanted(3)}
+    stand.ray.change(target_replicas=3)
+    await stand.round()
+    pool = (await stand.snapshot()).pools[0]
+    assert pool.status.startswith("all replicas need 3 CPUs and Ray has 2")
+    stand.ray.cpus = None
+    await stand.round()
+    snapshot = await stand.snapshot()
+    assert (True, "HEALTHY") == (snapshot.ray_reachable, snapshot.pools[0].status)
+
+
 async def test_an_application_being_deployed_is_not_scaled(stand: Stand) -> None:
-    stand.counts = {"m": 2}
+    stand.wanted = {"m": Wanted(2)}
     stand.ray.change(settled=False)
     await stand.watcher.look()
     assert stand.ray.scaled == []
@@ -162,7 +190,7 @@ async def test_it_gives_a_sign_of_life_without_a_change() -> None:
     watcher = Watcher(
         stand.ray,
         stand.probe,
-        lambda: stand.counts,
+        lambda: stand.wanted,
         SystemClock(),
         poll_seconds=0.01,
         beat_seconds=0.05,

@@ -1,12 +1,15 @@
-import asyncio
+import os
 from pathlib import Path
 
 import pytest
 from genai_prices.data import providers
 
 import penstock
+from penstock.core import config
+from penstock.core.catalogue import Catalogue
 from penstock.core.config import ConfigError, LiveCatalogue, load, parse
 from penstock.core.money import parse_usd
+from support.watched import watching
 
 DEFAULT = Path(penstock.__file__).parent / "penstock.yaml"
 
@@ -24,7 +27,7 @@ models:
 DANGLING = """\
 models: {}
 providers:
-  local: {}
+  local: {base_url: 'http://l', api_key_env: L}
 aliases:
   q:
     targets:
@@ -67,6 +70,10 @@ def test_faults_between_fields_are_told_together_with_those_of_fields():
         ),
         ("aliases: {q: {}}", "aliases.q.targets: is missing"),
         ("providers: {acme: {kind: x}}", "providers.acme.kind: must be 'openai'"),
+        ("providers: {acme: {}}", "providers.acme.api_key_env: is missing"),
+        ("providers: {acme: {}}", "providers.acme.base_url: is missing"),
+        ("providers: {a: {api_key_env: sk-1}}", "providers.a.api_key_env: must be the name of a"),
+        ("providers: {a: {base_url: 'http://x:y'}}", "providers.a.base_url: must be a URL such as"),
         ("models: 3", "models: must be a mapping of names"),
         ("aliases: {q: 3}", "aliases.q: must be a mapping of fields"),
         ("aliases: {a b: {targets: [x/y]}}", "aliases.a b: a name has 1 to 64 letters, digits,"),
@@ -85,18 +92,85 @@ def test_names_that_lead_nowhere_are_faults():
     ("text", "says"),
     [
         ("", "f:1: is empty"),
-        ("- a", "f:1: is empty"),
+        ("- a", "f:1: must be a mapping of fields"),
         ("a: [", "f:1: no valid YAML"),
-        ("version: 1\nversion: 1", "f:2: found duplicate key"),
+        ("version: 1\nversion: 1", "f:2: version: is there twice, first in line 1"),
+        ("version: 1\nx: !secret y", "f:2: x: the tag !secret is not known here"),
+        ("version: 1\nmodels: !!set {a: }", "f:2: models: the tag !!set is not known here"),
+        ("\nversion: !!int abc", "f:2: version: 'abc' is no int"),
+        ("\ncache: {enabled: !!bool perhaps}", "f:2: cache.enabled: 'perhaps' is no bool"),
+        ("\nrouting: {breaker_open_seconds: .nan}", "f:2: routing.breaker_open_seconds: '.nan'"),
+        ("\nmodels: {? [a] : b}", "f:2: models: a list or a mapping is no name"),
+        ("\na: " + "[" * 3000, "f:2: nests more than 32 deep"),
+        ("a: &a\n  - *a", "f:1: an alias stands within what it repeats"),
+        ("a: &a\n  <<: *a", "f:1: an alias stands within what it repeats"),
+        ("a: &a {}\nb: {<<: [*a, 3]}", "f:2: b: only a mapping can be merged (<<)"),
+        ("version: 1\n---\nversion: 1", "f:2: no valid YAML: but found another document"),
+        ("version: 1\n# \x01", "f:2: a file may not hold the character"),
     ],
 )
 def test_what_is_no_catalogue_is_told_with_its_line(text, says):
     assert faults(text)[0].startswith(says)
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be read"):
+def test_a_date_that_is_none_is_told_with_its_field():
+    text = (Path(DEFAULT).read_text()).replace("as_of: 2026-11-24", "as_of: 2026-11-31", 1)
+    line = text[: text.index("2026-11-31")].count("\n") + 1
+    field = "providers.openai.models.gpt-4o-mini.price.as_of"
+    (told,) = faults(text)
+    assert told.startswith(f"f:{line}: {field}: must be a valid date")
+
+
+def test_a_fault_in_what_is_merged_is_told_where_it_is_written():
+    text = "cache: &c\n  enabled: 3\n  ttl_seconds: 0\nlimits:\n  <<: *c\n  ttl_seconds: 1\n"
+    told = [line.split(": ")[:2] for line in faults(text)]
+    assert [["f:2", "limits.enabled"], ["f:6", "limits.ttl_seconds"]] == told[2:]
+
+
+def test_its_own_value_wins_over_a_merged_one_and_the_first_merge_over_the_next():
+    a, b = "&a {ttl_seconds: 1, entry_bytes_max: 2000}", "&b {ttl_seconds: 2, enabled: false}"
+    told = parse(f"cache: {{<<: [{a}, {b}], entry_bytes_max: 3000}}").cache
+    assert (1, 3000, False) == (told.ttl_seconds, told.entry_bytes_max, told.enabled)
+
+
+def test_what_aliases_repeat_is_counted():
+    lines = ["a0: &a0 [1, 1]"] + [f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 25)]
+    (told,) = faults("\n".join(lines))
+    assert told.endswith("has more than 200000 values, repeated ones counted")
+
+
+def test_names_are_text_whatever_they_look_like():
+    model = "{source: x, context_tokens: 64, max_output_tokens: 1, tariff: *t}"
+    tariff = "{input_usd_per_mtok: 1, output_usd_per_mtok: '1'}"
+    text = f"models: {{1.50: {model.replace('*t', '&t ' + tariff)}, true: {model}}}"
+    assert {"1.50", "true"} == set(parse(text).models)
+
+
+def test_openai_alone_has_defaults_for_its_variables():
+    found = parse("providers: {openai: {}, acme: {base_url: 'http://a', api_key_env: ACME_KEY}}")
+    openai, acme = found.providers["openai"], found.providers["acme"]
+    assert ("OPENAI_API_KEY", "OPENAI_BASE_URL") == (openai.api_key_env, openai.base_url_env)
+    assert ("ACME_KEY", None) == (acme.api_key_env, acme.base_url_env)
+
+
+def test_what_is_no_text_file_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
         load(tmp_path / "none.yaml")
+    with pytest.raises(ConfigError, match="is no file"):
+        load(tmp_path)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(ConfigError, match="is no file"):
+        load(fifo)
+    file = tmp_path / "penstock.yaml"
+    file.write_bytes(b"version: 1\n# caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"penstock\.yaml:2: is not UTF-8 text"):
+        load(file)
+    file.write_bytes(b"#" * (4 * 1024 * 1024 + 1))
+    with pytest.raises(ConfigError, match="larger than 4194304 bytes"):
+        load(file)
+    file.write_bytes("version: 1\n".encode("utf-8-sig"))
+    assert 1 == load(file).version
 
 
 def test_the_default_is_valid():
@@ -126,34 +200,61 @@ def test_a_model_with_tiered_prices_is_bounded_to_the_first_tier():
         assert all(model.context_tokens <= tier.start for tier in tiers), name
 
 
-async def test_a_good_change_is_taken_over_and_a_faulty_one_is_not(tmp_path):
-    path = tmp_path / "penstock.yaml"
-    path.write_text("version: 1\nlimits: {n_max: 3}\n")
-    live = LiveCatalogue(path)
-    changed: asyncio.Queue[int] = asyncio.Queue()
-    faulty: asyncio.Queue[list[str]] = asyncio.Queue()
-    watching = asyncio.create_task(
-        live.watch(
-            lambda c: changed.put_nowait(c.limits.n_max), lambda e: faulty.put_nowait(e.faults)
-        )
-    )
+def _demand_few(catalogue: Catalogue) -> None:
+    if catalogue.limits.n_max == 128:
+        raise ValueError("too many for me")
 
-    async def rewritten() -> int:
-        # The watch may begin after the first write: it is written until it is seen.
-        while True:
-            path.write_text("version: 1\nlimits: {n_max: 5}\n")
-            try:
-                return await asyncio.wait_for(changed.get(), 0.5)
-            except TimeoutError:
-                continue
 
-    assert 5 == await asyncio.wait_for(rewritten(), 20)
-    path.write_text("limits: {n_max: none}\n")
-    told = await asyncio.wait_for(faulty.get(), 20)
-    assert 5 == live.current.limits.n_max
-    assert told == live.faults
+@pytest.fixture
+async def watched(tmp_path):
+    path = tmp_path / "folder" / "penstock.yaml"
+    path.parent.mkdir()
+    path.write_text("version: 1\n")
+    async with watching(path, LiveCatalogue(path), _demand_few) as found:
+        yield found
+
+
+async def test_a_good_change_is_taken_over_and_a_faulty_one_is_not(watched):
+    watched.write(5)
+    assert 5 == await watched.taken()
+    watched.write("none")
+    told = await watched.refused()
+    assert 5 == watched.live.current.limits.n_max
+    assert told == watched.live.faults
     assert "limits.n_max" in told[0]
-    path.write_text("version: 1\nlimits: {n_max: 5}\n")
-    assert 5 == await asyncio.wait_for(changed.get(), 20)
-    assert [] == live.faults
-    watching.cancel()
+    watched.write(5)
+    assert 5 == await watched.taken()
+    assert [] == watched.live.faults
+
+
+async def test_a_watch_outlives_whatever_becomes_of_its_file(watched):
+    watched.path.unlink()
+    assert "No such file" in (await watched.refused())[0]
+    watched.path.mkdir()
+    assert "is no file" in (await watched.refused())[0]
+    watched.path.rmdir()
+    assert "No such file" in (await watched.refused())[0]
+    watched.path.write_bytes(b"\xff")
+    assert "is not UTF-8 text" in (await watched.refused())[0]
+    watched.write(7)
+    assert 7 == await watched.taken()
+
+
+async def test_a_change_that_a_part_cannot_take_over_is_told_and_the_last_one_stays(watched):
+    watched.write(128)
+    assert "cannot be taken over: ValueError" in (await watched.refused())[0]
+    assert 8 == watched.live.current.limits.n_max
+    watched.write(6)
+    assert 6 == await watched.taken()
+
+
+async def test_a_folder_that_was_replaced_is_looked_into_all_the_same(watched, monkeypatch):
+    monkeypatch.setattr(config, "LOOK_MS", 50)
+    watched.write(3)
+    assert 3 == await watched.taken()
+    folder = watched.path.parent
+    folder.rename(folder.with_name("gone"))
+    await watched.refused()
+    folder.mkdir()
+    watched.write(4)
+    assert 4 == await watched.taken()
