@@ -8,7 +8,7 @@ VENV := .venv
 VLLM_VENV := .venv-vllm
 STATE ?= .penstock
 BIN := $(VENV)/bin
-PENSTOCK := $(BIN)/penstock --state $(STATE)
+PENSTOCK := $(BIN)/penstock
 # `make test ARGS='-k ledger'` hands pytest more.
 ARGS ?=
 
@@ -17,6 +17,7 @@ KILLS ?= 50
 ROUNDS ?= 10
 
 export PAID ENGINE
+export PENSTOCK_STATE = $(STATE)
 
 .PHONY: help
 help: ## This manual
@@ -43,18 +44,24 @@ up: env $(if $(filter vllm,$(ENGINE)),env-vllm) ## Start everything, print the e
 
 .PHONY: down
 down: ## Stop it, from another terminal; also what a killed one left behind
-	@if [ -x $(BIN)/penstock ]; then $(PENSTOCK) down; else echo 'Nothing of Penstock runs here.'; fi
+	@if [ -x $(PENSTOCK) ]; then exec $(PENSTOCK) down; fi; \
+	  scripts/at_rest.sh "$$PENSTOCK_STATE"; echo 'Nothing of Penstock runs here.'
 
 .PHONY: status
 status: ## Is each part healthy?
-	@if [ -x $(BIN)/penstock ]; then $(PENSTOCK) status; else echo 'Nothing of Penstock runs here: `make up` starts it.'; exit 1; fi
+	@if [ -x $(PENSTOCK) ]; then exec $(PENSTOCK) status; fi; \
+	  scripts/at_rest.sh "$$PENSTOCK_STATE"; echo 'Nothing of Penstock runs here: `make up` starts it.'; exit 1
 
 .PHONY: clean
 clean: ## Remove all state: ledger, cache, keys, traces, converted models (refuses while it runs)
-	@if [ -x $(BIN)/penstock ]; then $(PENSTOCK) clean; elif [ -e $(STATE) ]; then rm -rf $(STATE); fi
+	@if [ ! -x $(PENSTOCK) ]; then scripts/at_rest.sh "$$PENSTOCK_STATE"; \
+	    [ -e "$$PENSTOCK_STATE" ] || { echo 'There is no state to remove.'; exit 0; }; \
+	    echo 'What removes the state is not here, and is made first:'; make env; fi; \
+	  exec $(PENSTOCK) clean
 
 .PHONY: clean-env
-clean-env: ## Remove the virtual environments and tools' caches
+clean-env: ## Remove the virtual environments and tools' caches (refuses while it runs)
+	@scripts/at_rest.sh "$$PENSTOCK_STATE"
 	@rm -rf $(VENV) $(VLLM_VENV) $(VENV).lock $(VLLM_VENV).lock .mypy_cache .ruff_cache .hypothesis services/penstock.egg-info
 
 ## Environments, from requirements/*.lock (pinned, hashed)
@@ -83,7 +90,7 @@ test-unit: env-dev ## Unit and property tests, and the tidiness of the tree
 
 .PHONY: test-vllm
 test-vllm: env-vllm ## The vLLM engine, on this CPU (about 6 minutes)
-	@PENSTOCK_MODEL_CACHE=$(abspath $(STATE))/models $(VLLM_VENV)/bin/python -m pytest -W default -m vllm tests/contract/engine tests/vllm $(ARGS)
+	@PENSTOCK_MODEL_CACHE="$$(realpath -m "$$PENSTOCK_STATE")/models" $(VLLM_VENV)/bin/python -m pytest -W default -m vllm tests/contract/engine tests/vllm $(ARGS)
 
 .PHONY: prove
 prove: env-dev ## All proofs of the ledger, one table (HISTORIES=10000 KILLS=50 ROUNDS=10 SEED=… ARGS='--write')

@@ -27,11 +27,14 @@ fi
 
 "$buf" lint protos
 
-# Against the last release where there is one, else against the main branch; without history, against nothing.
+# Against the last release where there is one, else against the main branch, here or where this was cloned from; without
+# history, against nothing.
 if tag=$(git describe --tags --abbrev=0 2>/dev/null); then
     against=".git#tag=$tag,subdir=protos"
 elif git rev-parse --verify --quiet main >/dev/null; then
     against='.git#branch=main,subdir=protos'
+elif git rev-parse --verify --quiet origin/main >/dev/null; then
+    against='.git#ref=refs/remotes/origin/main,subdir=protos'
 else
     echo 'protos: no history here, so that nothing can be compared for breaking changes'
     exit 0

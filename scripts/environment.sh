@@ -4,8 +4,8 @@
 #   scripts/environment.sh VENV runtime LOCK [LOCK-without-dependencies…]
 #
 # A marker, named by the group ("runtime", "dev", "vllm") and holding the hash of its locks, is written
-# last: with the right marker there is nothing to do. While pip works, another file says so; found at the
-# start, the environment is half-made and is made anew. One install at a time: a lock beside the environment.
+# last: with the right marker there is nothing to do. An install that failed or was cut off costs nothing
+# that worked before: the next one goes on from there. One at a time: a lock beside the environment.
 set -euo pipefail
 
 venv=$1 group=$2 lock=$3
@@ -15,7 +15,6 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
 
 marker=$venv/.penstock-$group
-making=$venv/.penstock-making
 log=$venv/install-$group.log
 
 fail() {
@@ -94,10 +93,19 @@ pip_install() { # LOCK [pip's options…]
             "All of its words: $log. Is the package index reachable, the disk full? Then again: the same command."
 }
 
+# pip writes INSTALLER when all else of a package is there: one without it was cut off while it was
+# unpacked, and is unpacked again only where pip takes it for missing.
+forget_cut_off() {
+    local info
+    for info in "$venv"/lib/python3.*/site-packages/*.dist-info; do
+        [ ! -d "$info" ] || [ -e "$info/INSTALLER" ] || rm -rf "$info"
+    done
+}
+
 digest=$(cat "$lock" "${bare_locks[@]:-/dev/null}" pyproject.toml | sha256sum | cut -d' ' -f1)
 # Its scripts name the place where it was made: an environment that was moved or copied does not work.
 works() { "$venv/bin/python" -c 'import pip' 2>/dev/null && "$venv/bin/pip" --version >/dev/null 2>&1; }
-is_whole() { [ ! -e "$making" ] && [ "$(cat "$marker" 2>/dev/null)" = "$digest" ] && works; }
+is_whole() { [ "$(cat "$marker" 2>/dev/null)" = "$digest" ] && works; }
 if is_whole; then
     exit 0
 fi
@@ -109,13 +117,9 @@ if is_whole; then
 fi
 
 export PIP_ROOT_USER_ACTION=ignore
-if [ -e "$making" ]; then
-    echo "The environment $venv is half-made (an install was interrupted): it is made anew."
-    make_venv
-elif ! works; then
-    make_venv
-fi
-: >"$making"
+works || make_venv
+rm -f "$marker"
+forget_cut_off
 : >"$log"
 if [ "$group" = vllm ]; then
     pip_install "$lock" --no-deps # its lock is complete, and leaves out what vLLM's builds do not fit
@@ -130,5 +134,4 @@ done
     fail "the package itself could not be installed: $(tail -n1 "$log")" "All of pip's words: $log"
 printf '%s\n' "$digest" >"$marker.new"
 mv "$marker.new" "$marker"
-rm -f "$making"
 echo "$venv is ready ($group)."

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from penstock.cli.options import DEFAULT_CONFIG
 from penstock.core.channel import bearer, connect
 from penstock.core.ports import free_ports
 from penstock.router.v1.router_pb2 import GenerateRequest, GenerateResponse
@@ -46,9 +47,22 @@ class Stack:
         lines = (self.state / "env").read_text().splitlines()
         return {k: "".join(shlex.split(v)) for k, _, v in (line.partition("=") for line in lines)}
 
+    @property
+    def own(self) -> list[str | Path]:
+        """The program and its state folder."""
+        return [PENSTOCK, "--state", str(self.state)]
+
+    @property
+    def config(self) -> Path:
+        return self.state.parent / "penstock.yaml"
+
+    def configure(self, *, n_max: object) -> None:
+        """Puts the example with another limit into place."""
+        self.config.write_text(DEFAULT_CONFIG.read_text().replace("n_max: 8", f"n_max: {n_max}"))
+
     def command(self, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [PENSTOCK, "--state", str(self.state), *arguments],
+            [*self.own, *arguments],
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -87,27 +101,52 @@ class Stack:
         return found
 
 
+def environment(state: Path) -> dict[str, str]:
+    """Of an `up`. The user's own key must neither be used nor be needed by a test."""
+    grpc_port, http_port = free_ports(2)
+    return {
+        **{name: value for name, value in os.environ.items() if name not in PAID_SIDE},
+        MARK: str(state),
+        "PENSTOCK_GRPC_PORT": str(grpc_port),
+        "PENSTOCK_HTTP_PORT": str(http_port),
+    }
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    state = tmp_path_factory.mktemp("stack") / "state"
-    grpc_port, http_port = free_ports(2)
-    ports = ("--grpc-port", str(grpc_port), "--http-port", str(http_port))
+    found = Stack(tmp_path_factory.mktemp("stack") / "state")
+    found.configure(n_max=8)
     started = subprocess.run(
-        [PENSTOCK, "--state", str(state), "up", "--paid", "stand-in", "--detach", *ports],
+        [*found.own, "up", "--paid", "stand-in", "--detach"],
         capture_output=True,
         text=True,
         timeout=START_SECONDS,
         check=False,
-        # The user's own key must neither be used nor be needed by a test.
-        env={k: v for k, v in os.environ.items() if k not in PAID_SIDE} | {MARK: str(state)},
+        env=environment(found.state) | {"PENSTOCK_CONFIG": str(found.config)},
     )
     assert started.returncode == 0, started.stdout + started.stderr
-    found = Stack(state)
     yield found
-    found.command("down", timeout=STOP_SECONDS)
-    assert found.processes() == []
+    put_away(found)
+
+
+def put_away(stack: Stack) -> None:
+    stack.command("down", timeout=STOP_SECONDS)
+    assert stack.processes() == []
     # What PostgreSQL keeps outside the folder, where it runs as another user, goes with it.
-    assert found.command("clean").returncode == 0
+    assert stack.command("clean").returncode == 0
+
+
+@pytest.fixture
+def idle(tmp_path: Path) -> Iterator[Stack]:
+    """One that a test starts by itself; no stand-in, a folder with a space in its name."""
+    found = Stack(tmp_path / "a state")
+    yield found
+    put_away(found)
+
+
+@pytest.fixture
+def up_environment(idle: Stack) -> dict[str, str]:
+    return environment(idle.state)
 
 
 @pytest_asyncio.fixture

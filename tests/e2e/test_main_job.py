@@ -212,6 +212,38 @@ async def test_a_killed_replica_spills_and_comes_back(stack, router):
     await until(answered_locally, timeout_seconds=120)
 
 
+def test_status_tells_ready_and_target_replicas(stack):
+    found = stack.json("status")["replicas"]["local/smollm2-135m"]
+    assert (1, 1) == (found["ready"], found["target"])
+
+
+async def test_a_part_that_dies_while_the_file_is_faulty_starts_with_the_last_good_one(
+    stack, router
+):
+    def is_faulty() -> bool:
+        return bool(stack.json("status")["config_faults"])
+
+    stack.configure(n_max=4)
+    await until(lambda: not is_faulty())
+    stack.configure(n_max="many")
+    killed = stack.pid("router")
+    os.kill(killed, signal.SIGKILL)
+
+    async def refused() -> str:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await router.generate(unique(), n=5)
+        return str(caught.value.details())
+
+    async def is_back() -> bool:
+        return "input.n" in await refused()
+
+    await until(is_back, timeout_seconds=60)
+    assert killed != stack.pid("router")
+    assert is_faulty()
+    stack.configure(n_max=8)
+    await until(lambda: not is_faulty())
+
+
 @pytest.mark.parametrize("service", ["quota", "cache", "capacity", "router"])
 async def test_a_killed_service_comes_back_and_the_ledger_still_balances(stack, router, service):
     os.kill(stack.pid(service), signal.SIGKILL)

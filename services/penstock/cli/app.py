@@ -69,6 +69,12 @@ def state_of(context: typer.Context) -> State:
     return common.state
 
 
+def examples(*typed: str) -> str:
+    """A command's epilog: each on a line of its own, as rich takes it."""
+    head = "Example:" if len(typed) == 1 else "Examples:"
+    return "\n\n".join([head, *(f"  {escape(one)}" for one in typed)])
+
+
 @app.callback()
 def _common(
     context: typer.Context,

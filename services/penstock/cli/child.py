@@ -13,9 +13,7 @@ from pathlib import Path
 from penstock.cli import launch
 from penstock.cli.processes import Record
 from penstock.cli.readiness import EndsWell, Readiness
-
-LOG_BYTES_MAX = 16 * 1024 * 1024
-"""A log above it is put aside as `<service>.log.1` at the next start."""
+from penstock.core.log import put_aside
 
 SETTINGS = ("info: configuration: ", "info: starting with ")
 """A service's first line: what it was started with, never why it ended."""
@@ -79,7 +77,7 @@ class Child:
         """
         if service.ready_file is not None:
             service.ready_file.unlink(missing_ok=True)
-        _rotate(log)
+        put_aside(log)
         with log.open("ab") as output:
             start = output.tell()
             process = await asyncio.create_subprocess_exec(
@@ -143,12 +141,6 @@ class Child:
 
 def _without_settings(lines: list[str]) -> list[str]:
     return [line for line in lines if not line.startswith(SETTINGS)]
-
-
-def _rotate(log: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        if log.stat().st_size > LOG_BYTES_MAX:
-            log.replace(log.with_suffix(".log.1"))
 
 
 def _record(name: str, pid: int) -> Record | None:

@@ -9,18 +9,19 @@ from typing import Annotated
 
 import typer
 
-from penstock.cli import options, preflight, processes, welcome
-from penstock.cli.app import Json, app, clear_faults, err, out, print_json, state_of
-from penstock.cli.child import tail
+from penstock.cli import lock, options, preflight, processes, welcome
+from penstock.cli.app import Json, app, clear_faults, err, examples, out, print_json, state_of
+from penstock.cli.child import describe_exit, tail
 from penstock.cli.down import down as end
 from penstock.cli.errors import CliError
 from penstock.cli.state import State, read_env
-from penstock.cli.up import READY_FD, AlreadyRunning, facts_of
+from penstock.cli.up import READY_FD, facts_of
 from penstock.cli.up import up as run
 from penstock.core.config import ConfigError, load
+from penstock.core.log import put_aside
 
 
-@app.command()
+@app.command(epilog=examples("penstock up", "penstock up --paid stand-in --detach --json"))
 @clear_faults
 def up(
     context: typer.Context,
@@ -59,18 +60,18 @@ def up(
             _detached(state, wanted, as_json=as_json)
         else:
             run(out, state, wanted)
-    except AlreadyRunning:
+    except lock.Busy:
         _tell_running(state, wanted, as_json=as_json)
 
 
 def _tell_running(state: State, wanted: options.UpOptions, *, as_json: bool) -> None:
-    running = processes.load(state)
-    if running is None:
+    running, holder = processes.load(state), lock.holder(state)
+    if running is None or holder is None or holder.pid != running.supervisor.pid:
         raise CliError(
-            f"another `up` on {state.root} has just begun, or is about to end",
-            remedy="`penstock status` tells how it is.",
+            f"{lock.told(state)}: it has just begun, or is about to end",
+            remedy="`penstock status` tells how it is, `penstock down` ends it.",
         )
-    pid = running.supervisor.pid
+    pid = holder.pid
     facts = facts_of(state, paid="")
     if differing := _differing(running, wanted):
         lines = "".join(f"\n  {line}" for line in differing)
@@ -107,10 +108,13 @@ def _facts_json(state: State) -> dict[str, str]:
 
 
 def _detached(state: State, wanted: options.UpOptions, *, as_json: bool) -> None:
-    """The same `up` in a session of its own; returns when it says that it is ready."""
+    """The same `up` in a session of its own; returns when it says that it is ready. Who ends this
+    before that takes the start back.
+    """
     state.make()
     ours, theirs = os.pipe()
     log = state.log("up")
+    put_aside(log)
     with log.open("ab") as output:
         start = output.tell()
         command = [sys.executable, "-m", "penstock.cli", "--state", str(state.root), "up"]
@@ -128,24 +132,29 @@ def _detached(state: State, wanted: options.UpOptions, *, as_json: bool) -> None
         )
     os.close(theirs)
     err.print(f"Starting Penstock; its log: {log}", style="dim")
-    with os.fdopen(ours, "rb") as pipe:
-        ready = pipe.read()
+    try:
+        with os.fdopen(ours, "rb") as pipe:
+            ready = pipe.read()
+    except KeyboardInterrupt:
+        err.print("Interrupted: what was begun is stopped …")
+        child.wait()
+        raise
     if not ready:
         child.wait()
-        words = "\n".join(tail(log, start, lines=40))
-        if child.returncode == 0 and "runs already" in words:
-            raise AlreadyRunning
-        raise CliError(f"Penstock did not start:\n{words}", remedy=f"Its log: {log}")
+        if lock.holder(state) is not None:
+            raise lock.Busy
+        words = "\n".join([describe_exit(child.returncode), *tail(log, start, lines=40)])
+        raise CliError(f"Penstock did not start: it {words}", remedy=f"Its log: {log}")
     if as_json:
         print_json(_facts_json(state))
         return
-    catalogue = load(wanted.config)
+    catalogue = load(state.config_in_use)
     paid_variables = preflight.key_variables(catalogue, os.environ)
     paid = preflight.paid_sentence(wanted, catalogue, paid_variables)
     welcome.show(out, facts_of(state, paid=paid))
 
 
-@app.command()
+@app.command(epilog=examples("penstock down"))
 @clear_faults
 def down(context: typer.Context, as_json: Json = False) -> None:
     """Stop it, and whatever a killed one left behind."""

@@ -14,6 +14,7 @@ from penstock.cli.app import (
     app,
     awaited,
     clear_faults,
+    examples,
     has_width,
     out,
     print_json,
@@ -56,7 +57,7 @@ async def client_of(state: State, key: str | None) -> AsyncIterator[Client]:
 Key = Annotated[str | None, typer.Option("--key", help="Another API key than the ready-made one.")]
 
 
-@app.command()
+@app.command(epilog=examples("penstock models", "penstock models --json"))
 @clear_faults
 @awaited
 async def models(context: typer.Context, key: Key = None, as_json: Json = False) -> None:
@@ -69,7 +70,12 @@ async def models(context: typer.Context, key: Key = None, as_json: Json = False)
     print_table(models_table(found))
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "penstock explain 'What is 7 times 8?'",
+        "penstock explain 'Hello' --model openai/gpt-4o-mini --max-tokens 40 --json",
+    )
+)
 @clear_faults
 @awaited
 async def explain(
@@ -104,7 +110,9 @@ async def explain(
     if plan.cached:
         _print_text("an exact answer lies in the cache: cost 0")
     baseline = plan.baseline_model or "none"
-    _print_text(f"prompt: at most {plan.prompt_tokens_max} tokens; baseline: {escape(baseline)}")
+    # Without an attempt nothing bounds it.
+    bound = f"prompt: at most {plan.prompt_tokens_max} tokens; " if plan.attempts else ""
+    _print_text(f"{bound}baseline: {escape(baseline)}")
 
 
 def _print_text(text: RenderableType) -> None:
@@ -112,7 +120,11 @@ def _print_text(text: RenderableType) -> None:
     print_wide(text, 0 if has_width() else WIDTH_MAX)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "penstock chat", "penstock chat 'What is 7 times 8?' --model local/smollm2-135m --json"
+    )
+)
 @clear_faults
 @awaited
 async def chat(

@@ -1,30 +1,38 @@
 """`penstock status`: is each part healthy, what can answer, is the paid side on."""
 
 import asyncio
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
+import grpc
 import typer
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from penstock.cli import processes
-from penstock.cli.app import Json, app, awaited, clear_faults, out, print_json, state_of
+from penstock.capacity.v1.capacity_pb2 import Replica, WatchSnapshotsRequest
+from penstock.capacity.v1.capacity_pb2_grpc import CapacityServiceStub
+from penstock.cli import config_in_use, processes
+from penstock.cli.app import Json, app, awaited, clear_faults, examples, out, print_json, state_of
 from penstock.cli.errors import CliError
 from penstock.cli.options import STAND_IN
 from penstock.cli.ports import HOST
 from penstock.cli.readiness import SERVING, answers, is_serving
-from penstock.cli.state import State, read_env, read_json
+from penstock.cli.state import State, read_json
 from penstock.cli.topology import stand_in_health
-from penstock.client import Client, PenstockError
-from penstock.core.config import ConfigError, load
+from penstock.core.catalogue import LOCAL_PROVIDER
+from penstock.core.channel import bearer, connect
+from penstock.core.postgres_server import kept_elsewhere
+from penstock.traces import trouble
 
 LOOK_SECONDS = 2.0
 """A healthy part answers in milliseconds."""
+
+DISK_FREE_BYTES_MIN = 32 * 1024 * 1024
+"""Two segments of PostgreSQL's log: with less the database may not be able to write at all."""
 
 GRPC_PARTS = frozenset({"quota", "cache", "capacity", "traces"})
 """With gRPC health, on the port of the same name."""
@@ -39,7 +47,16 @@ class Part:
     uptime_seconds: int | None
 
 
-@app.command()
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """Of one local model. `status`: for people, why some are not ready."""
+
+    ready: int
+    target: int
+    status: str
+
+
+@app.command(epilog=examples("penstock status", "penstock status --json"))
 @clear_faults
 @awaited
 async def status(context: typer.Context, as_json: Json = False) -> None:
@@ -53,9 +70,8 @@ async def status(context: typer.Context, as_json: Json = False) -> None:
             raise typer.Exit(1)
         raise CliError(f"Penstock does not run on {state.root}", remedy="`make up` starts it.")
     parts = await _parts(state, running)
-    config = Path(running.options["config"])
-    faults = _faults(config)
-    # What the router heard of replicas before the local part went away is no longer so.
+    faults = config_in_use.why_not_in_use(state, running)
+    # What was heard of replicas before the local part went away is no longer so.
     is_local_up = all(part.healthy for part in parts if part.name == "local")
     replicas = await _replicas(state) if is_local_up else {}
     healthy = all(part.healthy for part in parts)
@@ -68,9 +84,11 @@ async def status(context: typer.Context, as_json: Json = False) -> None:
                 "pid": supervisor.pid,
                 "options": running.options,
                 "parts": [asdict(part) for part in parts],
-                "replicas": replicas,
+                "replicas": {model: asdict(found) for model, found in replicas.items()},
                 "paid": running.paid,
-                "config": str(config),
+                "collector_fault": trouble(state.traces),
+                "config": running.options["config"],
+                "config_in_use": str(state.config_in_use),
                 "config_faults": faults,
             }
         )
@@ -82,7 +100,18 @@ async def status(context: typer.Context, as_json: Json = False) -> None:
 
 async def _parts(state: State, running: processes.Running) -> list[Part]:
     wanted = [record for record in running.children if record.name != "migrate"]
-    return list(await asyncio.gather(*(_part(state, running, record) for record in wanted)))
+    parts = await asyncio.gather(*(_part(state, running, record) for record in wanted))
+    return [*parts, _disk(state)]
+
+
+def _disk(state: State) -> Part:
+    """The fullest of those that the state lies on: PostgreSQL's folder may be elsewhere."""
+    places = [place for place in (state.root, kept_elsewhere(state.postgres)) if place]
+    free, place = min((shutil.disk_usage(place).free, place) for place in places)
+    healthy, detail = free >= DISK_FREE_BYTES_MIN, f"{free // 2**20} MiB free"
+    if not healthy:
+        detail = f"full: {detail} at {place}; free some space"
+    return Part("disk", healthy, detail, pid=None, uptime_seconds=None)
 
 
 async def _part(state: State, running: processes.Running, record: processes.Record) -> Part:
@@ -108,33 +137,33 @@ async def _part(state: State, running: processes.Running, record: processes.Reco
     return Part(record.name, healthy, detail, record.pid, uptime)
 
 
-def _faults(config: Path) -> list[str]:
+async def _replicas(state: State) -> dict[str, Replicas]:
+    """By local model, as capacity sees them; empty: it does not answer."""
+    address = f"{HOST}:{read_json(state.ports).get('capacity')}"
+    token = str(read_json(state.secrets).get("service_token"))
     try:
-        load(config)
-    except ConfigError as error:
-        return error.faults
-    return []
-
-
-async def _replicas(state: State) -> dict[str, int]:
-    """Ready replicas by local model, as the router sees them."""
-    env = read_env(state.env)
-    address, key = env.get("PENSTOCK_GRPC"), env.get("PENSTOCK_API_KEY")
-    if not address or not key:
+        async with connect(address) as channel:
+            call = CapacityServiceStub(channel).WatchSnapshots(
+                WatchSnapshotsRequest(), metadata=(bearer(token),), timeout=LOOK_SECONDS
+            )
+            first = await anext(aiter(call))
+    except grpc.aio.AioRpcError:
         return {}
-    try:
-        async with Client(address, key, timeout_seconds=LOOK_SECONDS) as client:
-            models = await client.models()
-    except PenstockError:
-        return {}
-    return {m.id: m.ready_replicas for m in models if m.HasField("ready_replicas")}
+    return {
+        f"{LOCAL_PROVIDER}/{pool.model}": Replicas(
+            ready=sum(replica.state == Replica.STATE_READY for replica in pool.replicas),
+            target=pool.target_replicas,
+            status=pool.status,
+        )
+        for pool in first.snapshot.pools
+    }
 
 
 def _show(
     state: State,
     running: processes.Running,
     parts: list[Part],
-    replicas: dict[str, int],
+    replicas: dict[str, Replicas],
     faults: list[str],
 ) -> None:
     out.print(f"Penstock {version('penstock')}, pid {running.supervisor.pid}, state {state.root}")
@@ -146,15 +175,20 @@ def _show(
         up = "" if part.uptime_seconds is None else f"{part.uptime_seconds} s"
         table.add_row(part.name, health, str(part.pid or ""), up)
     out.print(table)
-    for model, count in replicas.items():
-        noun = "replica" if count == 1 else "replicas"
-        out.print(f"  {model}: {count} ready {noun} ({running.options.get('engine')})")
+    for model, found in replicas.items():
+        engine = running.options.get("engine")
+        out.print(f"  {model}: {found.ready} of {found.target} replicas ready ({engine})")
+        if found.ready < found.target and found.status:
+            out.print(Text(f"    {found.status}", style="yellow"))
     if not replicas:
         out.print("  local models: none ready")
     out.print(f"  paid side: {running.paid}")
+    if told := trouble(state.traces):
+        out.print(Text(f"  {told}", style="yellow"))
     grpc, http = running.options["grpc_port"], running.options["http_port"]
     out.print(f"  gRPC {HOST}:{grpc}   HTTP http://{HOST}:{http}/v1")
     if faults:
-        out.print("[bold red]the configuration is faulty; the last good one is in use:[/]")
+        out.print("[bold red]the configuration on disk is not in use:[/]")
         for fault in faults:
             out.print(Text(f"  {fault}"))
+        out.print(Text(f"  The last good one is: {state.config_in_use}"))

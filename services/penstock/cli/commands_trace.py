@@ -13,6 +13,8 @@ from penstock.cli.app import (
     Json,
     app,
     clear_faults,
+    err,
+    examples,
     has_width,
     not_shown,
     out,
@@ -24,7 +26,7 @@ from penstock.cli.app import (
 from penstock.cli.errors import CliError
 from penstock.cli.tables import plain
 from penstock.core.money import format_usd
-from penstock.traces import StoreError, latest, load, render
+from penstock.traces import StoreError, latest, load, render, trouble
 
 WAIT_SECONDS = 3.0
 """Spans come in up to a second after the answer."""
@@ -41,7 +43,7 @@ REQUEST = "req_"
 """What every request's id begins with."""
 
 
-@app.command()
+@app.command(epilog=examples("penstock trace", "penstock trace req_0198c0de --json"))
 @clear_faults
 def trace(
     context: typer.Context,
@@ -57,6 +59,8 @@ def trace(
     """Show one request: who did what, when, for how long, and what it cost."""
     state = state_of(context)
     folder = Path(admin.settings(state).get(admin.TRACES) or state.traces)
+    if told := trouble(folder):
+        err.print(Text(told, style="yellow"))
     try:
         if wanted is None:
             _list(folder, as_json=as_json)

@@ -23,6 +23,7 @@ from penstock.cli.app import (
     awaited,
     clear_faults,
     err,
+    examples,
     out,
     print_json,
     print_table,
@@ -188,15 +189,16 @@ F = TypeVar("F", bound=Body)
 def operation(
     group: typer.Typer,
     name: str,
-    *examples: str,
+    *typed: str,
     changes: bool = False,
     reason_needed: bool = False,
     settings: dict[str, Any] | None = None,
 ) -> Callable[[F], F]:
     """Registers `async def body(call, …) -> Shown | None` as the command `name` of the group.
 
-    `reason_needed`: it is refused without `--reason`, or with a blank one. A body checks what was
-    typed before it asks the ledger. None: it has shown its answer itself.
+    `typed`: examples, for its help. `reason_needed`: it is refused without `--reason`, or with a
+    blank one. A body checks what was typed before it asks the ledger. None: it has shown its answer
+    itself.
     """
 
     def register(body: F) -> F:
@@ -224,7 +226,7 @@ def operation(
         command.__signature__ = signature  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
         command.__doc__ = _paragraphs(body.__doc__ or "")
-        group.command(name, epilog=_told(examples), context_settings=settings)(command)
+        group.command(name, epilog=examples(*typed), context_settings=settings)(command)
         return body
 
     return register
@@ -234,12 +236,6 @@ def _paragraphs(text: str) -> str:
     """Each on one line, for the terminal to wrap: a line's end here would be kept there."""
     paragraphs = inspect.cleandoc(text).split("\n\n")
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-
-
-def _told(examples: Sequence[str]) -> str:
-    """Each on a line of its own, as rich takes it."""
-    head = "Example:" if len(examples) == 1 else "Examples:"
-    return "\n\n".join([head, *(f"  {escape(e)}" for e in examples)])
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -7,7 +7,8 @@ from pathlib import Path
 from penstock.cli.errors import BAD_USAGE, CliError
 from penstock.cli.ports import GRPC_DEFAULT, HTTP_DEFAULT
 
-ENGINES = ("llamacpp", "vllm")
+VLLM = "vllm"
+ENGINES = ("llamacpp", VLLM)
 STAND_IN = "stand-in"
 PAID = ("", STAND_IN)
 

@@ -4,6 +4,8 @@ Two are public and fixed, so that clients find them; the rest are picked free on
 and remembered, and picked anew when somebody else took one meanwhile.
 """
 
+import errno
+import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,18 +71,22 @@ def holder(port: int) -> str:
 
 
 def demand_free(public: Public) -> None:
-    """Raises CliError: the port is taken, or no port at all."""
+    """Raises CliError: the port is taken or forbidden, or no port at all."""
     if not 1 <= public.port <= PORT_MAX:
         raise CliError(
             f"{public.port} is no port (1 to {PORT_MAX})",
             remedy=f"Set {public.variable} or {public.flag} to another one.",
             code=BAD_USAGE,
         )
-    if not is_free(public.port):
-        raise CliError(
-            f"port {public.port} on {HOST} is in use by {holder(public.port)}",
-            remedy=f"Stop it, or choose another port: {public.variable}=… or {public.flag} ….",
-        )
+    why = why_taken(HOST, public.port)
+    if why is None:
+        return
+    if why == os.strerror(errno.EADDRINUSE):
+        why = f"in use by {holder(public.port)}"
+    raise CliError(
+        f"port {public.port} on {HOST} cannot be had: {why}",
+        remedy=f"Choose another one ({public.variable}=… or {public.flag} …), or mend that.",
+    )
 
 
 def internal_ports(state: State, reserved: tuple[int, ...] = ()) -> Mapping[str, int]:

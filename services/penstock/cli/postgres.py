@@ -51,7 +51,7 @@ def main() -> int:
         while server.is_running():
             if signal.sigtimedwait(stops, LOOK_SECONDS) is not None:
                 return 0
-    except PostgresServerError as error:
+    except (PostgresServerError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1
     finally:

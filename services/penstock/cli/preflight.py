@@ -1,18 +1,18 @@
 """What is looked at before anything is started, so that a fault is one line and not a stack."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from ruamel.yaml import YAML
-
-from penstock.cli.errors import CliError
-from penstock.cli.options import STAND_IN, STOOD_IN_PROVIDER, UpOptions
+from penstock.cli.errors import BAD_USAGE, CliError
+from penstock.cli.options import STAND_IN, STOOD_IN_PROVIDER, VLLM, UpOptions
 from penstock.cli.ports import Public, demand_free
 from penstock.cli.state import State
-from penstock.core.catalogue import Catalogue
+from penstock.core import log
+from penstock.core.catalogue import Catalogue, base_url
 from penstock.core.config import ConfigError, load
 
 DISK_FREE_BYTES_MIN = 512 * 1024 * 1024
@@ -31,9 +31,6 @@ NEEDED = (
     "uvicorn",
     "watchfiles",
 )
-
-VLLM_FORMAT = "w8a8"
-"""What vLLM's CPU build answers best with (the weights are converted once from the GGUF)."""
 
 
 def check(options: UpOptions, state: State) -> Catalogue:
@@ -55,17 +52,36 @@ def check(options: UpOptions, state: State) -> Catalogue:
             f"{DISK_FREE_BYTES_MIN // 2**20}",
             remedy="Free some space, or choose another folder with --state.",
         )
+    if fault := log.level_fault(os.environ):
+        raise CliError(fault, code=BAD_USAGE)
     try:
         catalogue = load(options.config)
     except ConfigError as error:
         raise CliError(str(error), remedy="`penstock config check` repeats this check.") from None
+    _check_paid(options, catalogue)
     if options.grpc_port == options.http_port:
         raise CliError(f"gRPC and HTTP cannot share port {options.grpc_port}: change one")
     demand_free(Public(options.grpc_port, "PENSTOCK_GRPC_PORT", "--grpc-port"))
     demand_free(Public(options.http_port, "PENSTOCK_HTTP_PORT", "--http-port"))
-    if options.engine == "vllm":
+    if options.engine == VLLM:
         _check_vllm(options.vllm_python)
     return catalogue
+
+
+def _check_paid(options: UpOptions, catalogue: Catalogue) -> None:
+    if options.paid == STAND_IN:
+        if STOOD_IN_PROVIDER not in catalogue.providers:
+            raise CliError(
+                f"PAID={STAND_IN} plays {STOOD_IN_PROVIDER}, which {options.config} does not have",
+                remedy="Add this provider as the example has it (`penstock config example`).",
+            )
+        return
+    for provider in catalogue.providers.values():
+        name = provider.base_url_env
+        try:
+            base_url(os.environ.get(name or "") or provider.base_url)
+        except ValueError as error:
+            raise CliError(f"{name} {error}") from None
 
 
 def _check_vllm(python: Path) -> None:
@@ -91,29 +107,10 @@ def _check_vllm(python: Path) -> None:
         )
 
 
-def local_config(options: UpOptions, state: State) -> Path:
-    """The catalogue for the local part: with ENGINE=vllm GGUF models run on vLLM, converted."""
-    if options.engine != "vllm":
-        return options.config
-    yaml = YAML(typ="rt")
-    tree = yaml.load(options.config)
-    for model in (tree.get("models") or {}).values():
-        if model.get("engine", "llamacpp") == "llamacpp":
-            model["engine"] = "vllm"
-            model["format"] = VLLM_FORMAT
-        source = str(model["source"])
-        if not source.startswith(("package:", "hf:")):
-            # A relative path is relative to the file that it stands in, and this is another one.
-            model["source"] = str(options.config.parent / Path(source).expanduser())
-    with state.derived_config.open("w", encoding="utf-8") as file:
-        yaml.dump(tree, file)
-    return state.derived_config
-
-
 def upstream_variables(catalogue: Catalogue) -> tuple[str, ...]:
     """Names of the variables that hold the providers' keys and base URLs."""
     found = catalogue.providers.values()
-    return tuple({p.api_key_env for p in found} | {p.base_url_env for p in found})
+    return tuple({p.api_key_env for p in found} | {p.base_url_env for p in found if p.base_url_env})
 
 
 def key_variables(catalogue: Catalogue, environment: Mapping[str, str]) -> tuple[str, ...]:

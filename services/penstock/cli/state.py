@@ -11,6 +11,7 @@ import os
 import shlex
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from penstock.cli.errors import CliError
 
 FOLDER_DEFAULT = ".penstock"
 SECRET_MODE = 0o600
+MARK = "Penstock keeps its state in this folder. `make clean` removes it with all that is in it.\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,24 @@ class State:
     @classmethod
     def at(cls, folder: Path) -> "State":
         return cls(folder.expanduser().resolve())
+
+    @property
+    def mark(self) -> Path:
+        """Says that the folder is Penstock's own, and may be removed as a whole."""
+        return self.root / "README"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it was made by `make`, also by one of a release that left no mark."""
+        folders = (self.run, self.logs)
+        is_older = self.lock.is_file() and all(folder.is_dir() for folder in folders)
+        return is_older or self._is_marked()
+
+    def _is_marked(self) -> bool:
+        try:
+            return self.mark.read_text(encoding="utf-8") == MARK
+        except (OSError, ValueError):
+            return False
 
     @property
     def env(self) -> Path:
@@ -85,8 +105,9 @@ class State:
         return self.root / "models"
 
     @property
-    def derived_config(self) -> Path:
-        return self.root / "penstock.vllm.yaml"
+    def config_in_use(self) -> Path:
+        """The last good `penstock.yaml`, as the parts read it."""
+        return self.run / "penstock.yaml"
 
     @property
     def short_temp(self) -> Path:
@@ -95,14 +116,22 @@ class State:
         return Path(tempfile.gettempdir()) / f"ps-{digest}"
 
     def make(self) -> None:
-        """Makes the folders.
+        """Makes the folders, in a place that is free or was made by this.
 
         Raises:
-            CliError: the place cannot be written.
+            CliError: the place cannot be written, or holds something else.
         """
         try:
-            for folder in (self.root, self.run, self.logs):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self.root.is_dir() and any(self.root.iterdir()) and not self.is_ours:
+                raise CliError(
+                    f"{self.root} holds other files: it is no state folder of Penstock's",
+                    remedy="Choose a new or an empty one with --state (make: STATE=…).",
+                )
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self._is_marked():
+                write_secret(self.mark, MARK)
+            for folder in (self.run, self.logs):
+                folder.mkdir(mode=0o700, exist_ok=True)
             # PostgreSQL may run as another user below `root`: it needs to pass, not to list.
             self.root.chmod(0o711)
             probe = self.run / "probe"
@@ -117,14 +146,27 @@ class State:
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Replaces the file at once, readable by its owner alone."""
+    """Replaces the file at once, readable by its owner alone.
+
+    Raises:
+        CliError: it cannot be written; the old one stays.
+    """
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, SECRET_MODE), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        fresh.unlink(missing_ok=True)
+        with os.fdopen(os.open(fresh, flags, SECRET_MODE), "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            fresh.unlink()
+        raise CliError(
+            f"{path} cannot be written: {error.strerror}",
+            remedy="Free some space if the disk is full, or mend the folder's permissions.",
+        ) from None
 
 
 def write_env(path: Path, values: Mapping[str, str]) -> None:

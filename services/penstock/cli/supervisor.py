@@ -102,7 +102,11 @@ class Supervisor:
         await self._await_needs(service)
         deaths: deque[float] = deque(maxlen=self._restarts_max + 1)
         while True:
-            child = await self._start(service)
+            try:
+                child = await self._start(service)
+            except OSError as error:
+                await self._put_off(service, error)
+                continue
             how = await self._until_ready(service, child)
             if how is None:
                 self._ready[service.name].set()
@@ -121,6 +125,24 @@ class Supervisor:
             self._watcher.died(service, how, child.last_words(), again_in)
             await asyncio.sleep(again_in)
 
+    async def _put_off(self, service: Service, error: OSError) -> None:
+        """It could not even be started: the machine's fault (a full disk, no memory), not its own,
+        and it may pass.
+
+        Raises:
+            CliError: it never was ready: this is the first start.
+        """
+        why = f"cannot be started: {error.strerror}: {error.filename}"
+        if not self._ready[service.name].is_set():
+            raise CliError(
+                f"{service.name} {why}",
+                remedy="Free some space if the disk is full; else run `make env` to mend the "
+                "environment.",
+            ) from None
+        again_in = self._backoff_seconds[-1]
+        self._watcher.died(service, why, (), again_in)
+        await asyncio.sleep(again_in)
+
     async def _await_needs(self, service: Service) -> None:
         needs = list(service.after)
         while needs:
@@ -129,14 +151,7 @@ class Supervisor:
             needs = [name for name in needs if not self._ready[name].is_set()]
 
     async def _start(self, service: Service) -> Child:
-        try:
-            child = await Child.start(service, self._log_of(service.name))
-        except OSError as error:
-            raise CliError(
-                f"{service.name} cannot be started: {error.strerror}: {error.filename}",
-                remedy="Free some space if the disk is full; else run `make env` to mend the "
-                "environment.",
-            ) from None
+        child = await Child.start(service, self._log_of(service.name))
         self._children[service.name] = child
         self._on_change(list(self._children.values()))
         self._watcher.starting(service, child)

@@ -1,67 +1,59 @@
 """`penstock up`: everything on one machine, in the foreground, until it is told to stop."""
 
 import asyncio
-import fcntl
 import os
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 
 from rich.console import Console
 from rich.markup import escape
 
-from penstock.cli import admin, bootstrap, preflight, processes, tokens, welcome
+from penstock.cli import (
+    admin,
+    bootstrap,
+    config_in_use,
+    lock,
+    preflight,
+    processes,
+    tokens,
+    welcome,
+)
 from penstock.cli.child import Child
 from penstock.cli.errors import CliError
 from penstock.cli.leftovers import sweep
 from penstock.cli.options import UpOptions
+from penstock.cli.outlet import enduring, on_hangup
 from penstock.cli.ports import internal_ports
 from penstock.cli.screen import Screen
 from penstock.cli.state import State, read_env, write_env
 from penstock.cli.supervisor import Supervisor
 from penstock.cli.topology import Plan, services
 from penstock.core.catalogue import LOCAL_PROVIDER, Catalogue
-from penstock.core.config import ConfigError, LiveCatalogue, load
+from penstock.core.config import ConfigError, LiveCatalogue
 from penstock.core.errors import PenstockError
 
 SUMMARY_SECONDS = 10.0
 """Between two lines that say whom a start still waits for, where there is no live table."""
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+RECORD_RETRY_SECONDS = 5.0
+"""Until the record of what runs is written again, where a full disk did not take it."""
 
 READY_FD = "PENSTOCK_READY_FD"
-"""Set by `--detach`: the file descriptor that is told "ready"."""
-
-
-class AlreadyRunning(Exception):
-    """Another `up` has this state folder."""
-
-
-@contextmanager
-def locked(state: State) -> Iterator[None]:
-    """Held as long as an `up` runs; the kernel frees it with the process.
-
-    Raises:
-        AlreadyRunning: another process holds it.
-    """
-    with state.lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AlreadyRunning from None
-        yield
+"""Set by `--detach`: the pipe that is told "ready". If its reader ends before, we stop."""
 
 
 def up(console: Console, state: State, options: UpOptions) -> None:
     """Runs until a signal.
 
     Raises:
-        AlreadyRunning, CliError.
+        Busy, CliError.
     """
     state.make()
-    with locked(state):
+    with lock.locked(state, lock.UP):
         ended = sweep(state)
+        processes.forget(state)
         if ended:
             console.print(f"  ended what a killed `up` left: {', '.join(ended)}", style="dim")
         catalogue = preflight.check(options, state)
@@ -74,12 +66,13 @@ def up(console: Console, state: State, options: UpOptions) -> None:
             secrets=tokens.load_or_make(state),
             environment=dict(os.environ),
             upstream_variables=preflight.upstream_variables(catalogue),
-            local_config=preflight.local_config(options, state),
         )
+        in_use = config_in_use.put_into_use(options.config, options.engine, state)
         paid_variables = preflight.key_variables(catalogue, os.environ)
         paid = preflight.paid_sentence(options, catalogue, paid_variables)
         try:
-            asyncio.run(_Run(console, plan, paid, paid_variables).run())
+            with enduring(console) as steady:
+                asyncio.run(_Run(steady, plan, in_use, paid, paid_variables).run())
         finally:
             sweep(state)
             processes.forget(state)
@@ -90,20 +83,26 @@ class _Run:
     """One run of the supervisor, with its screen and signals."""
 
     def __init__(
-        self, console: Console, plan: Plan, paid: str, paid_variables: tuple[str, ...]
+        self,
+        console: Console,
+        plan: Plan,
+        in_use: LiveCatalogue,
+        paid: str,
+        paid_variables: tuple[str, ...],
     ) -> None:
         self._console = console
+        self._in_use = in_use
         self._paid_variables = paid_variables
         self._plan = plan
         self._paid = paid
         self._children: Sequence[Child] = ()
         self._stop = asyncio.Event()
+        self._is_stopping = False
         self._hurry = asyncio.Event()
+        self._record_retry: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in STOP_SIGNALS:
-            loop.add_signal_handler(number, self._on_signal)
+        self._await_orders()
         console, plan = self._console, self._plan
         console.print(f"Starting Penstock in {plan.state.root} (paid side {self._paid})")
         wanted = services(plan)
@@ -119,13 +118,33 @@ class _Run:
             watching.cancel()
             self._telling.cancel()
             self._screen.close()
+            self._is_stopping = True
             console.print("Stopping (again Ctrl-C kills)", style="dim")
             await supervisor.stop(self._hurry)
         console.print("Penstock is down. Its data is kept; `make clean` removes it.")
 
-    def _on_signal(self) -> None:
-        if self._stop.is_set():
+    def _await_orders(self) -> None:
+        """To stop: signals, the terminal's end, the end of the command that detached this one."""
+        loop, file = asyncio.get_running_loop(), self._console.file
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_signal, number)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else: nohup
+            loop.add_signal_handler(signal.SIGHUP, self._stop.set)
+            if file.isatty():
+                on_hangup(file.fileno(), lambda: loop.call_soon_threadsafe(self._stop.set))
+        if (pipe := _ready_pipe()) is not None:
+            # A pipe that nobody reads any more counts as readable at its other end.
+            loop.add_reader(pipe, self._on_abandoned, pipe)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        # Only a person who was told so is in a hurry: `timeout` and `make` send a signal twice.
+        if self._is_stopping and number == signal.SIGINT:
             self._hurry.set()
+        self._stop.set()
+
+    def _on_abandoned(self, pipe: int) -> None:
+        asyncio.get_running_loop().remove_reader(pipe)
+        self._console.print("The command that began this start was ended: it is taken back.")
         self._stop.set()
 
     def _record(self, children: Sequence[Child]) -> None:
@@ -135,10 +154,24 @@ class _Run:
         running = processes.Running(
             me, records, self._plan.options.told, self._paid_variables, self._paid
         )
-        processes.save(self._plan.state, running)
+        if self._record_retry is not None:
+            self._record_retry.cancel()
+        try:
+            processes.save(self._plan.state, running)
+        except CliError as error:
+            if self._record_retry is None:
+                self._console.print(f"  [bold red]{escape(error.message)}[/]")
+                self._console.print(
+                    f"  → {escape(error.remedy)} `penstock status` lags until then."
+                )
+            self._record_retry = asyncio.get_running_loop().call_later(
+                RECORD_RETRY_SECONDS, lambda: self._record(self._children)
+            )
+        else:
+            self._record_retry = None
 
     async def _watch_config(self) -> None:
-        """Each service reloads the file by itself; here a person is told."""
+        """Renews what the parts watch, and tells a person."""
         options = self._plan.options
 
         def on_change(catalogue: Catalogue) -> None:
@@ -153,11 +186,7 @@ class _Run:
             for fault in error.faults:
                 self._console.print(f"    {escape(fault)}")
 
-        try:
-            await LiveCatalogue(options.config).watch(on_change, on_fault)
-        except ConfigError as error:
-            # It was good a moment ago, at the preflight.
-            on_fault(error)
+        await self._in_use.watch(on_change, on_fault)
 
     async def _tell_waiting(self) -> None:
         while True:
@@ -171,7 +200,7 @@ class _Run:
         self._screen.close()
         key = await self._ensure_key()
         state, plan = self._plan.state, self._plan
-        local = load(plan.local_config).models
+        local = self._in_use.current.models
         wanted = {f"{LOCAL_PROVIDER}/{name}" for name, model in local.items() if model.replicas}
         if not await bootstrap.await_models(plan.grpc_address, key.secret, wanted):
             self._console.print(
@@ -196,13 +225,13 @@ class _Run:
             },
         )
         facts = facts_of(plan.state, paid=self._paid, key_is_new=key.is_new)
-        fd = os.environ.get(READY_FD)
-        if fd is None:
+        if (pipe := _ready_pipe()) is None:
             welcome.show(self._console, facts)
         else:
+            asyncio.get_running_loop().remove_reader(pipe)
             with suppress(OSError):
-                os.write(int(fd), b"ready\n")
-                os.close(int(fd))
+                os.write(pipe, b"ready\n")
+                os.close(pipe)
 
     async def _ensure_key(self) -> bootstrap.ReadyKey:
         kept, kept_admin = read_env(self._plan.state.env), read_env(self._plan.state.admin_env)
@@ -219,6 +248,11 @@ class _Run:
                 f"the first key cannot be made: {error.reason}: {error.message}",
                 remedy=f"The ledger's log: {self._plan.state.log('quota')}",
             ) from None
+
+
+def _ready_pipe() -> int | None:
+    value = os.environ.get(READY_FD)
+    return int(value) if value else None
 
 
 def facts_of(state: State, *, paid: str, key_is_new: bool = False) -> welcome.Facts:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -17,6 +18,18 @@ from penstock.cli.state import State
 from support import supervised
 
 BOUND_SECONDS = 20
+
+SWEEPING = """
+with lock.locked(state, lock.UP):
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+STOPPING = """
+with lock.locked(state, lock.DOWN):
+    print("ready", flush=True)
+    time.sleep(0.3)
+"""
 
 QUIET = Console(quiet=True)
 
@@ -32,6 +45,25 @@ def supervisor(state: State) -> Iterator["subprocess.Popen[bytes]"]:
     environment = {**os.environ, "PYTHONPATH": f"{root / 'services'}:{root / 'tests'}"}
     command = [sys.executable, supervised.__file__, str(state.root)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert b"ready\n" == process.stdout.readline()
+        started = children(state)
+        yield process
+        process.kill()
+        for left in started.values():
+            with suppress(psutil.NoSuchProcess):
+                left.kill()
+
+
+@contextmanager
+def program(script: str, state: State) -> Iterator["subprocess.Popen[bytes]"]:
+    """Another command, once it has the lock."""
+    state.make()
+    imports = "import pathlib, sys, time; from penstock.cli import lock, state as states\n"
+    begin = f"{imports}state = states.State.at(pathlib.Path(sys.argv[1]))\n"
+    command = [sys.executable, "-c", begin + script, str(state.root)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe) as process:
         assert process.stdout is not None
         assert b"ready\n" == process.stdout.readline()
         yield process
@@ -73,6 +105,18 @@ def test_down_ends_what_a_killed_supervisor_left(
     monkeypatch.setattr("penstock.cli.leftovers.GRACE_SECONDS", 0.2)
     assert down(QUIET, state)
     stubborn.wait(BOUND_SECONDS)
+
+
+def test_down_ends_an_up_that_has_not_recorded_anything_yet(state: State) -> None:
+    with program(SWEEPING, state) as starting:
+        assert down(QUIET, state)
+        starting.wait(BOUND_SECONDS)
+
+
+def test_down_waits_for_another_down_and_finds_nothing_left(state: State) -> None:
+    with program(STOPPING, state) as other:
+        assert not down(QUIET, state)
+        other.wait(BOUND_SECONDS)
 
 
 def test_a_recorded_pid_that_is_another_process_now_is_left_alone(state: State) -> None:

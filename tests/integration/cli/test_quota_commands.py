@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 
 from penstock.cli import __main__ as program
 from penstock.cli.app import app
-from penstock.core.ports import free_port
+from support.tcp import free_port
 
 program.register()
 

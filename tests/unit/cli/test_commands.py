@@ -9,17 +9,16 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from penstock.cli import __main__ as program
-from penstock.cli import admin, child, processes
+from penstock.cli import admin, child, commands_status, lock, processes
 from penstock.cli.app import ORDER, app
 from penstock.cli.as_json import as_dict
 from penstock.cli.options import DEFAULT_CONFIG
 from penstock.cli.state import State
-from penstock.cli.up import locked
 from penstock.core import errors, semconv
-from penstock.core.ports import free_port
 from penstock.quota.v1 import admin_pb2
-from penstock.traces.store import Store
+from penstock.traces.store import TROUBLE, Store
 from support.spans import request_span, span
+from support.tcp import free_port
 
 program.register()
 
@@ -156,6 +155,17 @@ def test_the_list_of_traces_tells_route_cost_and_outcome(ask, tmp_path: Path) ->
     assert 1_500 == json.loads(ask("trace", "--json").stdout)[0]["cost_nano_usd"]
 
 
+def test_that_the_users_collector_gets_no_traces_is_told_beside_them(ask, tmp_path: Path) -> None:
+    store = Store(tmp_path / "state" / "traces", 10)
+    store.add([request_span(1, 1, "req_1")])
+    store.tell_trouble("traces do not reach http://there")
+    told = ask("trace", "--json")
+    assert "traces do not reach http://there" == told.stderr.strip()
+    assert 1 == len(json.loads(told.stdout))
+    store.close()
+    assert "" == ask("trace").stderr
+
+
 def test_the_list_of_traces_fits_a_narrow_terminal_with_ids_whole(
     ask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,13 +208,59 @@ def test_a_second_up_says_what_differs(ask, tmp_path: Path, monkeypatch) -> None
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     me = processes.Record.of("penstock up", os.getpid())
     processes.save(state, processes.Running(me, (), options | ports))
-    with locked(state):
+    with lock.locked(state, lock.UP):
         assert "runs already" in ask("up").stdout
         told = ask("up", "--paid", "stand-in", "--grpc-port", "7999").stderr
         assert "PAID is unset, asked for: stand-in" in told
         assert f"PENSTOCK_GRPC_PORT is {grpc}, asked for: 7999" in told
         monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
         assert "OPENAI_API_KEY is unset, asked for: set" in ask("up").stderr
+
+
+@pytest.mark.parametrize("name", [lock.UP, lock.DOWN])
+def test_a_pid_of_the_past_is_never_told_as_running(ask, tmp_path: Path, name: str) -> None:
+    state = State.at(tmp_path / "state")
+    state.make()
+    dead = processes.Record(lock.UP, 2**22, 1.0)
+    options = {"paid": "", "engine": "llamacpp", "config": str(DEFAULT_CONFIG)}
+    processes.save(state, processes.Running(dead, (), options))
+    with lock.locked(state, name):
+        refused = ask("up")
+    assert (1, "") == (refused.exit_code, refused.stdout)
+    told = " ".join(refused.stderr.split())
+    assert f"`{name}` (pid {os.getpid()}) is at work on {state.root}" in told
+    assert "it has just begun, or is about to end" in told
+
+
+def test_a_full_disk_is_told_and_is_not_healthy(ask, tmp_path: Path, monkeypatch) -> None:
+    state = State.at(tmp_path / "state")
+    state.make()
+    me = processes.Record.of(lock.UP, os.getpid())
+    options = {"config": str(DEFAULT_CONFIG), "grpc_port": "1", "http_port": "2"}
+    processes.save(state, processes.Running(me, (), options))
+    assert 0 == ask("status").exit_code
+
+    monkeypatch.setattr(commands_status, "DISK_FREE_BYTES_MIN", 2**60)
+    full = ask("status")
+
+    assert 1 == full.exit_code
+    (disk,) = json.loads(ask("status", "--json").stdout)["parts"]
+    assert ("disk", False) == (disk["name"], disk["healthy"])
+    assert f"MiB free at {state.root}; free some space" in disk["detail"]
+    assert "full: " in full.stdout
+
+
+def test_status_tells_of_a_collector_that_gets_no_copies(ask, tmp_path: Path) -> None:
+    state = State.at(tmp_path / "state")
+    state.make()
+    me = processes.Record.of(lock.UP, os.getpid())
+    options = {"config": str(DEFAULT_CONFIG), "grpc_port": "1", "http_port": "2"}
+    processes.save(state, processes.Running(me, (), options))
+    assert json.loads(ask("status", "--json").stdout)["collector_fault"] == ""
+    state.traces.mkdir(exist_ok=True)
+    (state.traces / TROUBLE).write_text("the collector is away")
+    assert "the collector is away" in ask("status").stdout
+    assert json.loads(ask("status", "--json").stdout)["collector_fault"] == "the collector is away"
 
 
 @pytest.mark.parametrize(
@@ -228,9 +284,53 @@ def test_down_without_anything_running_is_no_fault(ask) -> None:
 
 
 def test_clean_removes_the_state(ask, tmp_path: Path) -> None:
-    (tmp_path / "state").mkdir()
+    State.at(tmp_path / "state").make()
     assert {"removed": True} == json.loads(ask("clean", "--json").stdout)
     assert not (tmp_path / "state").exists()
+    assert {"removed": False} == json.loads(ask("clean", "--json").stdout)
+
+
+def test_clean_leaves_alone_what_a_link_in_the_state_leads_to(ask, tmp_path: Path) -> None:
+    state = State.at(tmp_path / "state")
+    state.make()
+    thesis = tmp_path / "precious" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.touch()
+    for link in (state.postgres, state.traces):
+        link.symlink_to(thesis.parent)
+    assert 0 == ask("clean").exit_code
+    assert thesis.exists()
+    assert not state.root.exists()
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_what_is_no_state_folder_is_neither_used_nor_removed(
+    ask, tmp_path: Path, is_link: bool
+) -> None:
+    thesis = tmp_path / "precious" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.touch()
+    if is_link:
+        (tmp_path / "state").symlink_to(thesis.parent)
+    else:
+        thesis = thesis.parent.rename(tmp_path / "state") / "thesis.txt"
+    for command, told in (("clean", "nothing in it is removed"), ("up", "holds other files")):
+        refused = ask(command)
+        assert 1 == refused.exit_code
+        assert told in " ".join(refused.stderr.split())
+    assert {"stopped": False} == json.loads(ask("down", "--json").stdout)
+    assert [thesis.name] == [p.name for p in thesis.parent.iterdir()]
+
+
+def test_clean_waits_for_nobody(ask, tmp_path: Path) -> None:
+    state = State.at(tmp_path / "state")
+    state.make()
+    with lock.locked(state, lock.UP):
+        refused = ask("clean")
+    assert 1 == refused.exit_code
+    assert f"`penstock up` (pid {os.getpid()})" in refused.stderr
+    assert "`make down` first" in refused.stderr
+    assert state.root.exists()
 
 
 def test_the_example_is_a_good_configuration(ask, tmp_path: Path) -> None:

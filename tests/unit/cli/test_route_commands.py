@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from penstock.cli import __main__ as program
 from penstock.cli import refusals
 from penstock.cli.app import app
-from penstock.core.errors import BudgetExceeded, PenstockError, PermissionDenied, Unavailable
+from penstock.core.errors import BudgetExceeded, PenstockError, Unauthenticated, Unavailable
 from support.fronts import FrontHouse, front_house
 from support.ports import limited
 from support.quota_server import KEY
@@ -30,7 +30,7 @@ WHOLE = {
     "explain": ["local/small", "acme/large", "refuses", "2026-12-01T00:00:00Z", "KEY_REVOKED:"],
 }
 """What must be readable of each, unbroken."""
-REVOKED = PermissionDenied("key key_3 is revoked; use another", reason="KEY_REVOKED")
+REVOKED = Unauthenticated("key key_3 is revoked; use another", reason="KEY_REVOKED")
 
 
 @pytest.fixture

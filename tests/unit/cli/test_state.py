@@ -1,5 +1,6 @@
 """What is kept in the state folder, and with which rights."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from penstock.cli import tokens
 from penstock.cli.errors import CliError
-from penstock.cli.state import State, read_env, read_json, write_env, write_json
+from penstock.cli.state import MARK, State, read_env, read_json, write_env, write_json
 
 
 @pytest.fixture
@@ -53,6 +54,32 @@ def test_a_secret_that_a_newer_release_needs_is_added(state: State) -> None:
 def test_a_half_written_file_counts_as_none(state: State) -> None:
     state.ports.write_text('{"quota": 20')
     assert {} == read_json(state.ports)
+
+
+def test_a_folder_of_a_release_that_left_no_mark_is_ours_and_gets_one(state: State) -> None:
+    state.mark.unlink()
+    assert not state.is_ours
+    state.lock.touch()
+    assert state.is_ours
+    state.make()
+    assert MARK == state.mark.read_text()
+
+
+def test_an_empty_folder_may_be_taken(tmp_path: Path) -> None:
+    state = State.at(tmp_path)
+    assert not state.is_ours
+    state.make()
+    assert state.is_ours
+
+
+def test_a_file_that_cannot_be_written_is_told_and_the_old_one_stays(state: State) -> None:
+    write_json(state.ports, {"quota": 1})
+    # As a full disk: the new file cannot be made beside the old one.
+    state.ports.with_name(f".{state.ports.name}.{os.getpid()}").mkdir()
+    with pytest.raises(CliError, match=r"ports\.json cannot be written: ") as caught:
+        write_json(state.ports, {"quota": 2})
+    assert "Free some space" in caught.value.remedy
+    assert {"quota": 1} == read_json(state.ports)
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:

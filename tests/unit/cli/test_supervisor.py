@@ -141,6 +141,31 @@ async def test_a_child_that_is_killed_is_started_again(tmp_path: Path) -> None:
     assert 2 == len(stage.story.children["ledger"])
 
 
+async def test_a_restart_that_the_machine_refuses_is_tried_until_it_works(tmp_path: Path) -> None:
+    stage = Stage([service("ledger", tmp_path)], tmp_path)
+    log = tmp_path / "ledger.log"
+
+    async def act() -> None:
+        # As on a full disk: its log cannot be opened.
+        log.unlink()
+        log.mkdir()
+        kill(stage, "ledger")
+        refused = f"ledger died: cannot be started: Is a directory: {log}: "
+        # More often than it may die.
+        await stage.story.until(refused, times=5)
+        log.rmdir()
+        await stage.story.until("ledger is ready", times=2)
+
+    await stage.play(act())
+
+
+async def test_a_first_start_that_the_machine_refuses_ends_the_whole(tmp_path: Path) -> None:
+    (tmp_path / "ledger.log").mkdir()
+    with pytest.raises(CliError, match=r"ledger cannot be started: Is a directory") as caught:
+        await Stage([service("ledger", tmp_path)], tmp_path).play()
+    assert "Free some space" in caught.value.remedy
+
+
 async def test_a_child_that_dies_too_often_ends_the_whole(tmp_path: Path) -> None:
     stage = Stage([service("ledger", tmp_path)], tmp_path)
 

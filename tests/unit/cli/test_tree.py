@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[3]
 OPERATORS = (
     "account", "keys", "budget", "limit", "grant", "pool", "ledger", "alerts", "quota",
 )  # fmt: skip
-"""Groups of the ledger: their commands show an example and share their options."""
+"""Groups of the ledger: their commands share their options."""
 
 CHANGING = {
     "account": {"create", "set", "suspend", "resume"},
@@ -110,14 +110,17 @@ def test_each_command_and_each_of_its_parameters_has_a_help(path: tuple[str, ...
     assert (0, True) == (shown.exit_code, "Usage:" in shown.output)
 
 
-@pytest.mark.parametrize("path", OF_OPERATORS, ids=_typed)
-def test_each_of_an_operators_commands_shows_examples_that_can_be_typed(
-    path: tuple[str, ...],
-) -> None:
-    told = OF_OPERATORS[path].epilog or ""
+@pytest.mark.parametrize("path", TREE, ids=_typed)
+def test_each_command_shows_examples_that_can_be_typed(path: tuple[str, ...]) -> None:
+    told = TREE[path].epilog or ""
     examples = [line.strip().replace("\\[", "[") for line in told.splitlines()[1:] if line.strip()]
     assert examples
     assert {_typed(path)} == {_typed(parsed(example)) for example in examples}
+
+
+def test_every_command_has_json_but_the_one_that_prints_a_file() -> None:
+    without = [path for path, command in TREE.items() if "--json" not in options(command)]
+    assert [("config", "example")] == without
 
 
 @pytest.mark.parametrize("group", OPERATORS)
