@@ -1,6 +1,6 @@
 """Deltas to choices, and back: one answer in its two forms; and many deltas into few. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from penstock.type.v1.chat_pb2 import (
     FINISH_REASON_UNSPECIFIED,
@@ -15,8 +15,9 @@ from penstock.type.v1.chat_pb2 import (
     ToolCallDelta,
 )
 
-REPLAY_CHARACTERS = 256
-"""Of one delta when a stored answer is replayed: still a stream, at few messages."""
+PIECE_CHARACTERS = 256
+"""Of one delta of a stored answer that is replayed, and of the deltas that go out in one message:
+still a stream, at few messages."""
 
 
 class _Part:
@@ -90,24 +91,41 @@ def refusal_of(message: Message) -> str:
     return "".join(part.refusal for part in message.content)
 
 
-def replay(choices: Sequence[Choice]) -> Iterable[ChoiceDelta]:
+def replay(choices: Sequence[Choice]) -> Iterator[ChoiceDelta]:
     """The deltas of a complete answer, as a stream would have brought them."""
     for choice in choices:
-        text = text_of(choice.message)
-        for start in range(0, len(text), REPLAY_CHARACTERS):
-            yield ChoiceDelta(index=choice.index, content=text[start : start + REPLAY_CHARACTERS])
-        yield ChoiceDelta(
-            index=choice.index,
-            refusal=refusal_of(choice.message),
-            tool_calls=[
-                ToolCallDelta(
-                    index=i, id=call.id, name=call.name, arguments_json=call.arguments_json
-                )
-                for i, call in enumerate(choice.message.tool_calls)
-            ],
-            logprobs=choice.logprobs,
-            finish_reason=choice.finish_reason,
-        )
+        yield from _replay_text(choice)
+        for piece in _cut(refusal_of(choice.message)):
+            yield ChoiceDelta(index=choice.index, refusal=piece)
+        for delta in _replay_calls(choice.message.tool_calls):
+            yield ChoiceDelta(index=choice.index, tool_calls=[delta])
+        yield ChoiceDelta(index=choice.index, finish_reason=choice.finish_reason)
+
+
+def _replay_text(choice: Choice) -> Iterator[ChoiceDelta]:
+    """The text, each piece with the logprobs of the tokens that begin in it."""
+    told, told_characters, end = 0, 0, 0
+    for piece in _cut(text_of(choice.message)):
+        end += len(piece)
+        first = told
+        while told < len(choice.logprobs) and told_characters < end:
+            told_characters += len(choice.logprobs[told].token)
+            told += 1
+        yield ChoiceDelta(index=choice.index, content=piece, logprobs=choice.logprobs[first:told])
+    if rest := choice.logprobs[told:]:
+        yield ChoiceDelta(index=choice.index, logprobs=rest)
+
+
+def _replay_calls(calls: Sequence[ToolCall]) -> Iterator[ToolCallDelta]:
+    for index, call in enumerate(calls):
+        yield ToolCallDelta(index=index, id=call.id, name=call.name)
+        for piece in _cut(call.arguments_json):
+            yield ToolCallDelta(index=index, arguments_json=piece)
+
+
+def _cut(text: str) -> Iterator[str]:
+    for start in range(0, len(text), PIECE_CHARACTERS):
+        yield text[start : start + PIECE_CHARACTERS]
 
 
 def joined(deltas: Iterable[ChoiceDelta]) -> list[ChoiceDelta]:

@@ -68,6 +68,12 @@ class PenstockError(Exception):
         self.violations = tuple(violations)
         self.retry_after_seconds = retry_after_seconds
 
+    @property
+    def cost_nano_usd(self) -> int:
+        """What the request was charged before it failed: made again, it is paid again."""
+        told = self.metadata.get("cost_nano_usd", "")
+        return int(told) if told.isdecimal() else 0
+
 
 class InvalidRequest(PenstockError):
     code = grpc.StatusCode.INVALID_ARGUMENT
@@ -76,11 +82,15 @@ class InvalidRequest(PenstockError):
 
     @classmethod
     def of(
-        cls, violations: Sequence[FieldViolation], *, reason: str | None = None
+        cls,
+        violations: Sequence[FieldViolation],
+        *,
+        reason: str | None = None,
+        metadata: Mapping[str, str] | None = None,
     ) -> "InvalidRequest":
         """One error for all faults of a request."""
         text = "; ".join(f"{v.field}: {v.description}" for v in violations)
-        return cls(text, reason=reason, violations=violations)
+        return cls(text, reason=reason, metadata=metadata, violations=violations)
 
 
 class Unauthenticated(PenstockError):

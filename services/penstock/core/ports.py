@@ -30,11 +30,6 @@ def free_ports(count: int) -> list[int]:
         return [_hold_one(held) for _ in range(count)]
 
 
-def free_port() -> int:
-    """See `free_ports`."""
-    return free_ports(1)[0]
-
-
 def _hold_one(held: ExitStack) -> int:
     for port in random.sample(_CANDIDATES, _TRIES_MAX):
         probe = held.enter_context(socket.socket())

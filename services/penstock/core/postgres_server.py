@@ -11,13 +11,11 @@ Access is by password (scram) over TCP on 127.0.0.1 alone, the data folder is 07
 Unix socket and no trust authentication. The superuser's password lies in the caller's folder, 0600.
 """
 
-import contextlib
 import hashlib
 import importlib.util
 import os
 import pwd
 import secrets
-import select
 import shutil
 import signal
 import subprocess
@@ -25,8 +23,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
+from penstock.core.log import put_aside
 from penstock.core.ports import why_taken
 
 SUPERUSER = "penstock"
@@ -122,6 +119,7 @@ class PrivateServer:
         _require_version(data)
         options = [f"-c{k}={v}" for k, v in (_SETTINGS | self.settings).items()]
         command = [str(binaries / "postgres"), "-D", str(data), "-p", str(self.port), *options]
+        put_aside(self.log_path)
         with self.log_path.open("ab") as log:
             log_start = log.tell()
             self._process = _spawn(command, user, cwd=home, output=log.fileno())
@@ -139,19 +137,6 @@ class PrivateServer:
             except subprocess.TimeoutExpired:
                 continue
             return
-
-    def kill(self) -> None:
-        """A crash, for tests: SIGKILL to the postmaster and its children; returns at their end."""
-        assert self._process is not None
-        pid = self._process.pid
-        # One that stands still forks no child which nobody would know of, and misses none.
-        self._process.send_signal(signal.SIGSTOP)
-        os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-        for child in psutil.Process(pid).children(recursive=True):
-            _kill(child.pid)
-        self._process.kill()
-        self._process.wait()
-        self._process = None
 
     def _make_cluster(self, home: Path, binaries: Path, user: _User) -> None:
         free = shutil.disk_usage(home).free
@@ -240,10 +225,17 @@ def server_home(folder: Path, user: _User | None = None) -> Path:
 
 def remove(folder: Path) -> None:
     """Deletes the cluster and all that belongs to it. The server must be stopped."""
-    location = folder / "location"
-    if location.exists():
-        shutil.rmtree(location.read_text().strip(), ignore_errors=True)
+    if (home := kept_elsewhere(folder)) is not None:
+        shutil.rmtree(home, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def kept_elsewhere(folder: Path) -> Path | None:
+    """The folder of a cluster that does not lie in `folder`, since `nobody` cannot reach that."""
+    try:
+        return Path((folder / "location").read_text().strip())
+    except FileNotFoundError:
+        return None
 
 
 def running_pid(data: Path) -> int | None:
@@ -257,19 +249,6 @@ def running_pid(data: Path) -> int | None:
         return None
     is_ours = command[0].endswith(b"/postgres") and str(data).encode() in command
     return int(lines[0]) if is_ours else None
-
-
-def _kill(pid: int) -> None:
-    """Returns at its end: it holds no memory then, though nobody may have reaped it."""
-    with contextlib.suppress(ProcessLookupError):
-        process = os.pidfd_open(pid)
-        try:
-            signal.pidfd_send_signal(process, signal.SIGKILL)
-            end = select.poll()
-            end.register(process, select.POLLIN)
-            end.poll()
-        finally:
-            os.close(process)
 
 
 def _pid_file_lines(data: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Errors on the wire: PenstockError to google.rpc.Status and back."""
 
 import logging
+import re
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -10,6 +11,11 @@ from grpc_status import rpc_status
 from penstock.core import errors
 
 logger = logging.getLogger(__name__)
+
+_TOO_LARGE = re.compile(
+    r"(?:SERVER: Received|CLIENT: Sent) message larger than max \((\d+) vs\. (\d+)\)"
+)
+"""gRPC's own words for a request that it does not carry, under a code that says to come again."""
 
 _BY_REASON: dict[str, type[errors.PenstockError]] = {}
 _BY_CODE: dict[grpc.StatusCode, type[errors.PenstockError]] = {}
@@ -66,6 +72,12 @@ def to_status(error: errors.PenstockError) -> status_pb2.Status:
 def from_rpc_error(error: grpc.aio.AioRpcError) -> errors.PenstockError:
     """The PenstockError that a peer meant; an unknown peer's error by its code alone."""
     message = error.details() or error.code().name
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and (match := _TOO_LARGE.search(message)):
+        return errors.InvalidRequest(
+            f"the request is {match[1]} bytes long; at most {match[2]} are carried. Send less.",
+            reason="REQUEST_TOO_LARGE",
+            metadata={"limit_bytes": match[2]},
+        )
     reason, metadata, violations, retry_after = None, {}, [], None
     status = rpc_status.from_call(error)  # type: ignore[arg-type]  # it has what a Call has
     for detail in status.details if status else ():

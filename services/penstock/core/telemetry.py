@@ -30,6 +30,7 @@ A service that applies batched operations, each with a traceparent of its own:
 """
 
 import asyncio
+import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -46,6 +47,7 @@ from opentelemetry.trace import SpanContext, SpanKind, Status
 from penstock.core import telemetry_export
 from penstock.core.sampling import TokenBucket
 from penstock.core.semconv import Attributes, Value
+from penstock.core.telemetry_collector import collector
 from penstock.core.telemetry_context import (
     current_traceparent,
     from_metadata,
@@ -90,7 +92,6 @@ class Telemetry:
         service: str,
         exporter: SpanExporter | None = None,
         *,
-        target: str = "",
         detailed_per_second: float = DETAILED_PER_SECOND,
         notable_per_second: float = NOTABLE_PER_SECOND,
         slow_seconds: float = SLOW_SECONDS,
@@ -106,7 +107,7 @@ class Telemetry:
         self._worth = Worth(at_start.take, notable.take, slow_seconds)
         self._resource = _resource(service)
         if export is None and exporter is not None:
-            export = Export(QuietExporter(exporter, target or "the exporter"))
+            export = Export(QuietExporter(exporter, "the exporter"))
         self.export = export
 
     def request(
@@ -214,10 +215,14 @@ _process = Telemetry("unconfigured")
 
 
 def setup(service: str) -> Telemetry:
-    """This process's telemetry; called once. Exports only where an endpoint is set."""
+    """This process's telemetry; called once. Exports only where an endpoint is set.
+
+    Raises:
+        ConfigError: the variables that name the collector are faulty.
+    """
     global _process  # noqa: PLW0603 - one process, one export; `operation_span` below reads it
-    target = telemetry_export.endpoint()
-    export = telemetry_export.otlp(target) if target else None
+    found = collector(os.environ)
+    export = telemetry_export.otlp(found) if found else None
     _process = Telemetry(service, export=export)
     return _process
 

@@ -6,74 +6,77 @@ A full queue drops the oldest spans; a collector that is away costs its spans an
 import logging
 import os
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
 
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+import grpc
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
+from penstock.core.telemetry_collector import Collector, Reach
+
 logger = logging.getLogger(__name__)
 
-QUEUE_MAX = 16_384
+QUEUE_MAX: Final = 16_384
 """Spans that wait: about four seconds of a router at full load, about 30 MB."""
 
-BATCH_MAX = 1_024
+BATCH_MAX: Final = 1_024
 """Spans a message: below a collector's usual 4 MiB by far."""
 
-DELAY_MS = 500
+DELAY_MS: Final = 500
 """How long a span may wait: `penstock trace` finds a request right after its answer."""
 
-SHUTDOWN_SECONDS = 3.0
+SHUTDOWN_SECONDS: Final = 3.0
 """The last batch may take this long; a dead collector must not hold up a drain."""
 
-SILENCE_SECONDS = 60.0
-"""Between two log lines about a collector that is away."""
+_TALKERS: Final = (
+    "opentelemetry.exporter.otlp.proto.grpc.exporter",
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.sdk._shared_internal",
+)
 
-_NOISY = ("opentelemetry.exporter.otlp.proto.grpc.exporter", "opentelemetry.sdk._shared_internal")
+
+class _LastWords(logging.Filter):
+    """OpenTelemetry's exporters log a failure and return no reason: the last is kept here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        told = record.getMessage()
+        # That they gave up, at a shutdown or else, says less than what they tried against.
+        if "shutdown" not in told.lower():
+            self.text = told
+        return False
 
 
-def endpoint(environment: Mapping[str, str] | None = None) -> str | None:
-    """Where OpenTelemetry's standard variables send traces; None: nowhere."""
-    env = os.environ if environment is None else environment
-    if env.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return None
-    if env.get("OTEL_TRACES_EXPORTER", "otlp").lower() == "none":
-        return None
-    return (
-        env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-        or env.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-        or None
-    )
+_last_words = _LastWords()
 
 
 class QuietExporter(SpanExporter):
-    """Counts what another exporter loses, and says so at most once a minute."""
+    """Counts what another exporter loses, and tells of it as `Reach` does."""
 
-    def __init__(self, inner: SpanExporter, target: str) -> None:
+    def __init__(self, inner: SpanExporter, where: str) -> None:
         self._inner = inner
-        self._target = target
-        self._told_at = -SILENCE_SECONDS
-        self._failing = False
-        self.lost = 0
+        self.reach = Reach(logger, where)
+
+    @property
+    def lost(self) -> int:
+        """Spans, since the start."""
+        return self.reach.lost
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         try:
             result = self._inner.export(spans)
+            why = _last_words.text
         except Exception as error:  # noqa: BLE001 - the boundary: telemetry never fails a service
-            result = SpanExportResult.FAILURE
-            logger.debug("export of spans failed: %s", type(error).__name__)
+            result, why = SpanExportResult.FAILURE, type(error).__name__
         if result is SpanExportResult.SUCCESS:
-            if self._failing:
-                self._failing = False
-                logger.info("traces reach %s again", self._target)
-            return result
-        self.lost += len(spans)
-        self._failing = True
-        now = time.monotonic()
-        if now - self._told_at >= SILENCE_SECONDS:
-            self._told_at = now
-            logger.warning("traces do not reach %s (%d spans lost so far)", self._target, self.lost)
+            self.reach.worked()
+        else:
+            self.reach.failed(why, len(spans))
         return result
 
     def shutdown(self) -> None:
@@ -114,17 +117,60 @@ class Export:
             closing.join(1.0)
 
 
-def otlp(target: str) -> Export:
-    """Exports by OTLP over gRPC to OpenTelemetry's standard endpoint."""
-    for name in _NOISY:
-        # They log every failed batch with its error; QuietExporter tells the same once a minute.
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    protocol = os.environ.get(
-        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", os.environ.get("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+def otlp(found: Collector) -> Export:
+    """Exports to a collector by the protocol that it speaks."""
+    for name in _TALKERS:
+        logging.getLogger(name).addFilter(_last_words)
+    exporter = _by_grpc(found) if found.protocol == "grpc" else _by_http(found)
+    return Export(QuietExporter(exporter, str(found)))
+
+
+# All is told to the exporters, lest they read the environment once more, and otherwise: their
+# time-outs are in seconds, and `none` is no compression to one of them. Each is imported only where
+# it is spoken.
+
+
+def _by_grpc(found: Collector) -> SpanExporter:
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+
+    credentials = found.grpc_credentials()
+    return OTLPSpanExporter(
+        endpoint=found.url,
+        insecure=credentials is None,
+        credentials=credentials,
+        headers=tuple(found.headers.items()),
+        timeout=found.timeout_seconds,
+        compression=grpc.Compression.Gzip if found.is_gzip else grpc.Compression.NoCompression,
     )
-    if protocol != "grpc":
-        logger.warning("OTLP protocol %r is not spoken here; grpc is used", protocol)
-    return Export(QuietExporter(OTLPSpanExporter(), target))
+
+
+def _by_http(found: Collector) -> SpanExporter:
+    import requests
+    from opentelemetry.exporter.otlp.proto.http import Compression
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    class Session(requests.Session):
+        """Its own certificate wins over REQUESTS_CA_BUNDLE, unlike with requests' own."""
+
+        def merge_environment_settings(
+            self, url: str, proxies: Any, stream: Any, verify: Any, cert: Any
+        ) -> dict[str, Any]:
+            own = self.verify if verify is None else verify
+            return super().merge_environment_settings(url, proxies, stream, own, cert)
+
+    def named(path: Path | None) -> str | None:
+        return str(path) if path else None
+
+    return OTLPSpanExporter(
+        endpoint=found.url,
+        certificate_file=named(found.certificate),
+        client_key_file=named(found.client_key),
+        client_certificate_file=named(found.client_certificate),
+        headers=found.headers,
+        timeout=found.timeout_seconds,
+        compression=Compression.Gzip if found.is_gzip else Compression.NoCompression,
+        session=Session(),
+    )
 
 
 def _or_standard(variable: str, ours: int) -> int | None:

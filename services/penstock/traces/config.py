@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from penstock.core.config import ConfigError
+from penstock.core.telemetry_collector import Collector, collector
 
 LISTEN_DEFAULT = "127.0.0.1:7418"
 KEEP_DEFAULT = 5_000
@@ -20,16 +21,14 @@ class TracesConfig:
         listen: host:port for OTLP over gRPC.
         keep: Traces that are kept; the oldest go first.
         token: Bearer that senders show (OTEL_EXPORTER_OTLP_HEADERS); None: anybody who can connect.
-        forward: http(s)://host:port of another OTLP collector that gets everything too; "": none.
-        forward_headers: As in OTEL_EXPORTER_OTLP_HEADERS: `name=value,name=value`.
+        forward: The user's own collector, which gets everything too; None: there is none.
     """
 
     store: Path
     listen: str = LISTEN_DEFAULT
     keep: int = KEEP_DEFAULT
     token: str | None = field(default=None, repr=False)
-    forward: str = ""
-    forward_headers: str = field(default="", repr=False)
+    forward: Collector | None = None
 
 
 def read_config(environment: Mapping[str, str]) -> TracesConfig:
@@ -42,9 +41,11 @@ def read_config(environment: Mapping[str, str]) -> TracesConfig:
     keep = int(keep_text) if keep_text.isdecimal() and len(keep_text) < 10 else 0
     if not 1 <= keep <= KEEP_MAX:
         faults.append(f"PENSTOCK_TRACES_KEEP: {keep_text!r} is no number from 1 to {KEEP_MAX}")
-    forward = environment.get("PENSTOCK_TRACES_FORWARD", "")
-    if forward and not forward.startswith(("http://", "https://")):
-        faults.append("PENSTOCK_TRACES_FORWARD: begin it with http:// or https:// (OTLP over gRPC)")
+    forward = None
+    try:
+        forward = collector(environment)
+    except ConfigError as error:
+        faults += error.faults
     if faults:
         raise ConfigError(faults)
     return TracesConfig(
@@ -53,5 +54,4 @@ def read_config(environment: Mapping[str, str]) -> TracesConfig:
         keep=keep,
         token=environment.get("PENSTOCK_TRACES_TOKEN") or None,
         forward=forward,
-        forward_headers=environment.get("PENSTOCK_TRACES_FORWARD_HEADERS", ""),
     )

@@ -70,9 +70,6 @@ class Trace:
         known = {span.span_id for span in self.spans}
         return [span for span in self.spans if span.parent_span_id not in known]
 
-    def children(self, span: Span) -> list[Span]:
-        return [s for s in self.spans if s.parent_span_id == span.span_id]
-
     def walk(self) -> Iterator[tuple[int, Span]]:
         """(depth, span), each parent before its children. Spans that form a ring are left out."""
         by_parent: dict[str, list[Span]] = {}

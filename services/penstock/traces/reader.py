@@ -13,7 +13,7 @@ import msgspec
 
 from penstock.core import semconv
 from penstock.traces.model import Span, Trace
-from penstock.traces.store import FILE, StoreError
+from penstock.traces.store import FILE, TROUBLE, StoreError
 
 POLL_SECONDS: Final = 0.1
 
@@ -113,6 +113,14 @@ def latest(folder: Path, limit: int = 20) -> list[Entry]:
     wanted = _query(folder, f"SELECT request_id {last}", limit)
     # A request that came between the two is in the next list.
     return [Entry.of(by_id[request_id]) for (request_id,) in wanted if request_id in by_id]
+
+
+def trouble(folder: Path) -> str:
+    """Why the user's own collector gets no copies now, in a sentence; "": it does, or is none."""
+    try:
+        return (folder / TROUBLE).read_text(encoding="utf-8")
+    except OSError:
+        return ""
 
 
 def _load(folder: Path, wanted: str) -> Trace | None:

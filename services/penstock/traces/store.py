@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 FILE: Final = "traces.sqlite"
 
+TROUBLE: Final = "trouble"
+"""The file that says why the user's collector gets no copies; missing while it does."""
+
 SPANS_PER_TRACE_MAX: Final = 1_024
 """A client may give one trace id to all that it does; its first requests are kept."""
 
@@ -69,8 +72,10 @@ class Store:
         assert keep >= 1
         self._keep = keep
         self._bytes_max = bytes_max
+        self._trouble = folder / TROUBLE
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._trouble.unlink(missing_ok=True)
             self._path = folder / FILE
             self._db = self._open()
         except (OSError, sqlite3.Error) as error:
@@ -161,7 +166,18 @@ class Store:
     def _count(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM traces").fetchone()[0])
 
+    def tell_trouble(self, sentence: str) -> None:
+        """For `trouble` of the readers; "": there is none."""
+        try:
+            if sentence:
+                self._trouble.write_text(sentence, encoding="utf-8")
+            else:
+                self._trouble.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("%s cannot be written: %s", self._trouble, error.strerror)
+
     def close(self) -> None:
+        self.tell_trouble("")
         self._db.close()
 
 

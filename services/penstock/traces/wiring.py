@@ -28,7 +28,7 @@ async def serve(config: TracesConfig, stop: asyncio.Event) -> None:
     """
     health = Health(["store"])
     store = Store(config.store, config.keep)
-    forward = Forward(config.forward, config.forward_headers) if config.forward else None
+    forward = Forward(config.forward, store.tell_trouble) if config.forward else None
     writer = ThreadPoolExecutor(1, thread_name_prefix="traces")
     service = TraceService(store, writer, forward)
     server = Server(

@@ -11,9 +11,9 @@ import pytest
 
 from penstock.core import semconv, telemetry, telemetry_export
 from penstock.core.errors import BudgetExceeded
-from penstock.core.ports import free_port
 from penstock.core.telemetry import setup
 from penstock.traces import load
+from support.tcp import free_port
 from support.traces_process import process, receiver, serving
 
 WAIT_SECONDS = 10
@@ -101,39 +101,9 @@ async def test_a_token_is_demanded_where_one_is_set(tmp_path, monkeypatch):
         assert load(tmp_path, "req_refused") is None
 
 
-async def test_everything_is_passed_on_to_the_users_own_collector(tmp_path, monkeypatch):
-    ours, users = tmp_path / "ours", tmp_path / "users"
-    async with (
-        receiver(users, PENSTOCK_TRACES_TOKEN="theirs") as collector,
-        receiver(
-            ours,
-            PENSTOCK_TRACES_FORWARD=f"http://{collector}",
-            PENSTOCK_TRACES_FORWARD_HEADERS="authorization=Bearer%20theirs",
-        ) as address,
-    ):
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{address}")
-        handle = setup("router")
-        answer(handle, "req_1")
-        here, there = await found(ours, "req_1"), await found(users, "req_1")
-        await handle.aclose()
-
-    assert here == there
-
-
-async def test_the_users_collector_being_away_does_not_matter(tmp_path, monkeypatch):
-    forward = f"http://127.0.0.1:{free_port()}"
-    async with receiver(tmp_path, PENSTOCK_TRACES_FORWARD=forward) as address:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://{address}")
-        handle = setup("router")
-        answer(handle, "req_1")
-
-        assert await found(tmp_path, "req_1") is not None
-        await handle.aclose()
-
-
 async def test_a_collector_that_is_away_costs_no_time_and_two_log_lines(monkeypatch, caplog):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1000")
     caplog.set_level(logging.INFO)
     handle = setup("router")
 
@@ -154,7 +124,7 @@ async def test_a_collector_that_is_away_costs_no_time_and_two_log_lines(monkeypa
 async def test_a_collector_that_comes_late_gets_what_follows(tmp_path, monkeypatch):
     port = free_port()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1000")
     handle = setup("router")
     answer(handle, "req_lost")
     assert not await asyncio.to_thread(handle.flush)

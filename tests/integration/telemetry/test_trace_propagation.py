@@ -11,10 +11,10 @@ import grpc
 import pytest
 
 from penstock.core import semconv, telemetry
-from penstock.core.ports import free_port
 from penstock.core.telemetry import from_metadata, setup, to_metadata
 from penstock.quota.v1 import quota_pb2, quota_pb2_grpc
 from penstock.traces import load
+from support.tcp import free_port
 from support.traces_process import receiver, serving
 
 SERVICE = Path(__file__).parents[2] / "support" / "traced_service.py"

@@ -52,3 +52,22 @@ def test_a_replayed_answer_is_the_same_answer():
     second.add(replay(first.choices()))
     assert first.choices() == second.choices()
     assert second.complete(2)
+
+
+def test_a_replay_comes_in_pieces_with_the_logprobs_of_the_tokens_in_them():
+    first = Assembler()
+    tokens = [TokenLogprob(token="long ", logprob=-n) for n in range(200)]
+    call = ToolCallDelta(index=0, id="c1", name="f", arguments_json="a" * 1_000)
+    first.add([ChoiceDelta(content="long " * 200, logprobs=tokens)])
+    first.add([ChoiceDelta(refusal="no " * 200, tool_calls=[call])])
+    first.add([ChoiceDelta(finish_reason=FINISH_REASON_STOP)])
+    deltas = list(replay(first.choices()))
+    texts = [d for d in deltas if d.content]
+    assert [256, 256, 256, 232] == [len(d.content) for d in texts]
+    assert [52, 51, 51, 46] == [len(d.logprobs) for d in texts]
+    assert [256, 256, 88] == [len(d.refusal) for d in deltas if d.refusal]
+    pieces = [c for d in deltas for c in d.tool_calls]
+    assert [0, 256, 256, 256, 232] == [len(c.arguments_json) for c in pieces]
+    second = Assembler()
+    second.add(deltas)
+    assert first.choices() == second.choices()

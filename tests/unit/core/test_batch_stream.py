@@ -20,7 +20,7 @@ from penstock.core import batch_stream
 from penstock.core.batch_stream import BatchStream, Wire
 from penstock.core.channel import connect
 from penstock.core.errors import DeadlineExceeded, Unavailable
-from penstock.core.ports import free_port
+from support.tcp import free_port
 from support.wait import until
 
 

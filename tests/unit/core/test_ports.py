@@ -1,6 +1,7 @@
 import socket
 
-from penstock.core.ports import free_port, free_ports, why_taken
+from penstock.core.ports import free_ports, why_taken
+from support.tcp import free_port
 
 
 def test_ports_that_are_asked_for_together_are_different() -> None:
