@@ -25,7 +25,7 @@ LEAD, LEFT = LookupResponse.VERDICT_LEAD, LookupResponse.VERDICT_WAIT_EXPIRED
 
 keys = st.tuples(st.sampled_from(ORGS), st.sampled_from(FINGERPRINTS))
 steps = st.tuples(
-    st.sampled_from(["look", "join", "join_no_cache", "store", "store_no_store", "abandon"]),
+    st.sampled_from(["look", "join", "store", "store_no_store", "abandon"]),
     keys,
     st.integers(0, 1),
 )
@@ -37,7 +37,7 @@ class Model:
     flights: dict[Key, str] = field(default_factory=dict)
 
     def expected(self, kind: str, key: Key) -> tuple[int, str]:
-        if kind != "join_no_cache" and key in self.entries:
+        if key in self.entries:
             return HIT, self.entries[key]
         if kind == "look":
             return MISS, ""
@@ -87,7 +87,6 @@ async def step(model: Model, router: CacheAnswers, kind: str, key: Key, number: 
             )
         return
     ask = look(fingerprint, org_id) if kind == "look" else join(fingerprint, org_id, wait_ms_max=0)
-    ask.no_cache = kind == "join_no_cache"
     found = await router.lookup(ask, soon())
     assert found is not None
     text = text_of(found.answer) if found.HasField("answer") else ""

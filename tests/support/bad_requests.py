@@ -19,6 +19,7 @@ from penstock.type.v1.chat_pb2 import (
     ToolCall,
     ToolChoice,
 )
+from support.bad_schemas import BAD_SCHEMAS
 from support.chat import chat, user
 
 PNG = "data:image/png;base64,aGk="
@@ -50,7 +51,8 @@ def tool_parameters(text: str) -> GenerateRequest:
     return ask(chat(tools=[Tool(name="look", parameters_json=text)]))
 
 
-DEEP = '{"not":' * 80 + "{}" + "}" * 80
+TOOL_FIELD = "input.tools[0].parameters_json"
+SCHEMA_FIELD = "input.response_format.schema_json"
 
 # (request, field, words of the description)
 BAD: list[tuple[str, GenerateRequest, str, str]] = [
@@ -66,6 +68,18 @@ BAD: list[tuple[str, GenerateRequest, str, str]] = [
         messages(Message(role=ROLE_USER, content=[ContentPart(), ContentPart(text="a")])),
         "input.messages[0].content[0]",
         "set text or image_url",
+    ),
+    (
+        "many tool calls",
+        messages(Message(role=ROLE_ASSISTANT, tool_calls=[ToolCall(id="c", name="f")] * 300)),
+        "input.messages[0].tool_calls",
+        "over 256",
+    ),
+    (
+        "many parts of many messages",
+        messages(*[Message(role=ROLE_USER, content=[ContentPart(text="a")] * 18)] * 1000),
+        "input.messages",
+        "at most 16384",
     ),
     (
         "many parts",
@@ -222,32 +236,32 @@ BAD: list[tuple[str, GenerateRequest, str, str]] = [
     ),
     ("unnamed tool", ask(chat(tools=[Tool()])), "input.tools[0].name", "rename the tool"),
     ("two of a name", ask(chat(tools=[LOOK, LOOK])), "input.tools[1].name", "there twice"),
-    ("tool schema", tool_parameters("{"), "input.tools[0].parameters_json", "no valid JSON"),
-    ("tool list", tool_parameters("[]"), "input.tools[0].parameters_json", "no JSON object"),
+    *((f"tool: {n}", tool_parameters(t), TOOL_FIELD, w) for n, t, w in BAD_SCHEMAS),
     (
-        "tool type",
-        tool_parameters('{"type": "nothing"}'),
-        "input.tools[0].parameters_json",
-        "no valid JSON schema",
+        "tools with many values",
+        ask(
+            chat(
+                tools=[
+                    Tool(name=f"t{i}", parameters_json=json.dumps({"allOf": [{}] * 100}))
+                    for i in range(100)
+                ]
+            )
+        ),
+        "input.tools[81].parameters_json",
+        "over 16384 values",
     ),
     (
-        "far reference",
-        tool_parameters('{"$ref": "https://x/y"}'),
-        "input.tools[0].parameters_json",
-        "only references within it",
-    ),
-    ("deep schema", tool_parameters(DEEP), "input.tools[0].parameters_json", "nested deeper"),
-    (
-        "absurdly deep schema",
-        tool_parameters("[" * 30_000),
-        "input.tools[0].parameters_json",
-        "no valid JSON",
-    ),
-    (
-        "long schema",
-        tool_parameters(json.dumps({"description": "a" * 40_000})),
-        "input.tools[0].parameters_json",
-        "at most 32768",
+        "tools with long patterns",
+        ask(
+            chat(
+                tools=[
+                    Tool(name=f"t{i}", parameters_json=json.dumps({"pattern": "a" * 16_000}))
+                    for i in range(3)
+                ]
+            )
+        ),
+        "input.tools[2].parameters_json",
+        "over 32768 characters of patterns",
     ),
     (
         "many tools",
@@ -286,60 +300,29 @@ BAD: list[tuple[str, GenerateRequest, str, str]] = [
         "messages only",
     ),
     (
+        "format for a raw prompt",
+        ask(
+            ChatInput(
+                prompt="a",
+                response_format=ResponseFormat(kind=ResponseFormat.KIND_JSON_OBJECT),
+            )
+        ),
+        "input.response_format",
+        "messages only",
+    ),
+    (
+        "effort for a raw prompt",
+        ask(ChatInput(prompt="a", reasoning_effort="low"), model="acme/thinker"),
+        "input.reasoning_effort",
+        "messages only",
+    ),
+    (
         "no format",
         ask(chat(response_format=ResponseFormat())),
         "input.response_format.kind",
         "json_object or json_schema",
     ),
-    ("bad schema", schema_format("{]"), "input.response_format.schema_json", "no valid JSON"),
-    (
-        "schema type",
-        schema_format('{"type": 5}'),
-        "input.response_format.schema_json",
-        "no valid JSON schema",
-    ),
-    *(
-        (
-            f"schema with {low} over {high}",
-            schema_format(f'{{"anyOf": [{{"{low}": 5, "{high}": 2}}]}}'),
-            "input.response_format.schema_json",
-            "allows nothing",
-        )
-        for low, high in (
-            ("minLength", "maxLength"),
-            ("minItems", "maxItems"),
-            ("minProperties", "maxProperties"),
-            ("minimum", "maximum"),
-        )
-    ),
-    (
-        "schema that counts beyond 32 bits",
-        schema_format('{"type": "string", "minLength": 5, "maxLength": 4294967298}'),
-        "input.response_format.schema_json",
-        "over 2147483647",
-    ),
-    *(
-        (
-            f"schema with the pattern {pattern}",
-            schema_format(json.dumps({"type": "string", "pattern": pattern})),
-            "input.response_format.schema_json",
-            "a pattern",
-        )
-        for pattern in (
-            "^a{5, 2}$",
-            "^a{5,1x}$",
-            r"^\{a{7, 5}$",
-            "^a{}$",
-            "^a{99999999999999999999}$",
-            "(" * 5_000 + ")" * 5_000,
-        )
-    ),
-    (
-        "schema with a name's pattern that overflows",
-        schema_format('{"patternProperties": {"a{99999999999999999999}": {}}}'),
-        "input.response_format.schema_json",
-        "repeats too often",
-    ),
+    *((f"format: {n}", schema_format(t), SCHEMA_FIELD, w) for n, t, w in BAD_SCHEMAS),
     ("no schema", schema_format(""), "input.response_format.schema_json", "is empty"),
     ("unnamed schema", schema_format(SCHEMA, ""), "input.response_format.schema_name", "name the"),
     (

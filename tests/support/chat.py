@@ -12,9 +12,13 @@ models:
     context_tokens: 1000
     max_output_tokens: 100
     slots: 2
+    supports_tools: true
     tariff: {input_usd_per_mtok: '1', output_usd_per_mtok: '2'}
 providers:
   acme:
+    base_url: https://api.acme.example/v1
+    base_url_env: ACME_BASE_URL
+    api_key_env: ACME_API_KEY
     models:
       large:
         context_tokens: 10000

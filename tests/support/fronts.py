@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 
 from penstock.core.catalogue import Catalogue
 from penstock.core.channel import connect
-from penstock.core.clock import SystemClock
+from penstock.core.clock import Clock, SystemClock
 from penstock.core.health import Health
 from penstock.core.metrics import Metrics
 from penstock.core.telemetry import Telemetry
@@ -38,9 +39,13 @@ from support.wait import until
 
 
 class FrontHouse:
-    def __init__(self, script: Script = (), limit_nano_usd: int = 10**15) -> None:
+    def __init__(
+        self, script: Script = (), limit_nano_usd: int = 10**15, clock: Clock | None = None
+    ) -> None:
         self.quota = FakeQuota()
         self.quota.put()
+        self.credential = METADATA
+        """By which it asks quota."""
         self.ledger = MemoryLedger(limit_nano_usd)
         self.answers = MemoryAnswers()
         self.local = ScriptedBackend(script or text_answer())
@@ -48,13 +53,15 @@ class FrontHouse:
         pool = PoolView(ready_replicas=1, free_slots=2, queue_room=2)
         self.views = Views({"small": pool}, {"acme": ProviderView("acme", enabled=True)})
         self.catalogue: Catalogue = catalogue()
+        self.clock = clock or SystemClock()
+        """By which deadlines pass."""
         self.registry = Registry()
         self.health = Health([HTTP, ACCEPTING])
 
     async def start(self) -> None:
         await self.quota.start()
         self._to_quota = self.quota.channel()
-        self.principals = Principals(self._to_quota, METADATA, SystemClock())
+        self.principals = Principals(self._to_quota, self.credential, SystemClock())
         self._watch = asyncio.create_task(self.principals.watch())
         landscape = FixedLandscape(self.views)
         flow = Flow(
@@ -88,7 +95,7 @@ class FrontHouse:
             run=flow.run,
             explain=explained,
             models=usable,
-            clock=SystemClock(),
+            clock=self.clock,
         )
         self.fronts = Fronts(
             front, self.health, grpc_listen="127.0.0.1:0", http_listen="127.0.0.1:0"
@@ -126,7 +133,7 @@ def metadata(key: str = KEY, **more: str) -> tuple[tuple[str, str], ...]:
 
 
 @asynccontextmanager
-async def front_house(script: Script = (), **options: int) -> AsyncIterator[FrontHouse]:
+async def front_house(script: Script = (), **options: Any) -> AsyncIterator[FrontHouse]:
     house = FrontHouse(script, **options)
     await house.start()
     try:

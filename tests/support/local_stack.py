@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from penstock.core.ports import free_port
+from support.tcp import free_port
 
 MODEL = "smollm2"
 APPLICATION = "local-smollm2"

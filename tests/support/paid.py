@@ -7,7 +7,7 @@ from penstock.core.clock import SystemClock
 from penstock.core.deadline import Deadline
 from penstock.router.backends.base import AttemptFailed, Call, Chunk
 from penstock.router.backends.openai import Access, OpenAIBackend
-from penstock.router.breaker import Breaker
+from penstock.router.breaker import Breaker, Trip
 from penstock.type.v1.chat_pb2 import ChatInput
 from support.chat import catalogue, chat
 from support.clock import HandClock
@@ -23,7 +23,7 @@ HANG_UP_SECONDS = 2.0
 
 
 def make(base_url: str, clock: HandClock, spec: Provider = SPEC) -> OpenAIBackend:
-    breaker = Breaker(failures=3, open_seconds=5, clock=clock)
+    breaker = Breaker(lambda: Trip(3, 5), clock)
     access = Access(label="acme", base_url=base_url, api_key=KEY)
     return OpenAIBackend(spec=spec, access=access, breaker=breaker, clock=SystemClock())
 

@@ -149,12 +149,14 @@ def waiting(waiting_max: int = 100, margin_seconds: float = 0.01) -> Waiting:
 class MemoryAnswers:
     def __init__(self) -> None:
         self.entries: dict[tuple[str, bytes], StoreRequest] = {}
+        self.asked: list[LookupRequest] = []
         self.abandoned: list[AbandonRequest] = []
         self.down = False
 
     async def lookup(
         self, request: LookupRequest, deadline: Deadline, traceparent: str = ""
     ) -> LookupResponse | None:
+        self.asked.append(request)
         if self.down:
             return None
         if found := self.entries.get((request.org_id, request.fingerprint)):

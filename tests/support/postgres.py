@@ -5,19 +5,23 @@ Use in a conftest.py or a test module:  `from support.postgres import postgres_s
 """
 
 import asyncio
+import os
 import secrets
+import select
+import signal
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
 
 from penstock.core import postgres
-from penstock.core.ports import free_port
 from penstock.core.postgres_server import HOST, PrivateServer, remove
+from support.tcp import free_port
 
-__all__ = ["database_dsn", "fresh_database", "postgres_server", "server_in"]
+__all__ = ["crash", "database_dsn", "fresh_database", "postgres_server", "server_in"]
 
 
 @contextmanager
@@ -30,6 +34,30 @@ def server_in(folder: Path, **settings: str) -> Iterator[PrivateServer]:
     finally:
         server.stop()
         remove(folder)
+
+
+def crash(server: PrivateServer) -> None:
+    """SIGKILL to the postmaster and its children; returns at their end."""
+    assert server.pid is not None
+    # One that stands still forks no child which nobody would know of, and misses none.
+    os.kill(server.pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, server.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    children = psutil.Process(server.pid).children(recursive=True)
+    for pid in [*(child.pid for child in children), server.pid]:
+        _kill(pid)
+
+
+def _kill(pid: int) -> None:
+    """Returns at its end: it holds no memory then, though nobody may have reaped it."""
+    with suppress(ProcessLookupError):
+        process = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            end = select.poll()
+            end.register(process, select.POLLIN)
+            end.poll()
+        finally:
+            os.close(process)
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A program for tests: a supervisor over fake children that records what it started.
+"""A program for tests: a supervisor over fake children that records what it started, as `up` does.
 
 `python supervised.py FOLDER`: prints "ready" when they are, runs until SIGTERM.
 """
@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from penstock.cli import processes
+from penstock.cli import lock, processes
 from penstock.cli.state import State
 from penstock.cli.supervisor import Supervisor
 from support.children import STUBBORN, Story, service
@@ -20,7 +20,7 @@ async def main(folder: Path) -> None:
     state.make()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    me = processes.Record.of("penstock up", os.getpid())
+    me = processes.Record.of(lock.UP, os.getpid())
     supervisor = Supervisor(
         [service("ledger", state.run), service("stubborn", state.run, STUBBORN, stop_seconds=0.5)],
         log_of=state.log,
@@ -35,8 +35,9 @@ async def main(folder: Path) -> None:
         sys.stdout.write("ready\n")
         sys.stdout.flush()
 
-    await supervisor.run(stop, greet)
-    await supervisor.stop(asyncio.Event())
+    with lock.locked(state, lock.UP):
+        await supervisor.run(stop, greet)
+        await supervisor.stop(asyncio.Event())
 
 
 if __name__ == "__main__":

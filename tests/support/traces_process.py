@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from penstock.core.ports import free_port
+from support.tcp import free_port
 
 STOP_SECONDS = 15.0
 START_SECONDS = 30.0

@@ -13,9 +13,9 @@
 
 Money is int nano-USD. Every failure is a `PenstockError`: branch on its class or `reason`;
 `message` names the field, the limit and the remedy; `retry_after_seconds` says when to come again.
-Calls that fail with UNAVAILABLE before anything was delivered are repeated with growing pauses;
-nothing else is. Leaving `stream` early, or cancelling the task, stops the model at once: what was
-made until then is charged.
+Calls that fail with UNAVAILABLE before anything was delivered or charged are repeated with growing
+pauses; nothing else is. Leaving `stream` early, or cancelling the task, stops the model at once:
+what was made until then is charged.
 """
 
 from penstock.client.client import Client, Options

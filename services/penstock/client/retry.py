@@ -1,4 +1,6 @@
-"""When a failed call is made again: where nothing was delivered, and the router was not there."""
+"""When a failed call is made again: where nothing was delivered or charged, and the router or what
+it asked was not there.
+"""
 
 import asyncio
 import random
@@ -35,7 +37,8 @@ class Retry:
 
     def pause_after(self, attempt: int, error: PenstockError, left_seconds: float) -> float | None:
         """Seconds until the next call after the failed `attempt` (from 1); None: no more."""
-        if error.code is not grpc.StatusCode.UNAVAILABLE or attempt >= self.attempts_max:
+        is_away = error.code is grpc.StatusCode.UNAVAILABLE and error.cost_nano_usd == 0
+        if not is_away or attempt >= self.attempts_max:
             return None
         longest = min(self.pause_seconds * 2 ** (attempt - 1), self.pause_seconds_max)
         pause = longest * (0.5 + self.jitter() / 2)

@@ -151,8 +151,8 @@ _decode_credit = msgspec.json.Decoder(CreditFacts).decode
 
 _REASONS: dict[str, tuple[type[errors.PenstockError], str]] = {
     "KEY_UNKNOWN": (errors.NotFound, "key {key_id} does not exist"),
-    "KEY_REVOKED": (errors.PermissionDenied, "key {key_id} is revoked; use another"),
-    "KEY_EXPIRED": (errors.PermissionDenied, "key {key_id} has expired; use another"),
+    "KEY_REVOKED": (errors.Unauthenticated, "key {key_id} is revoked; use another"),
+    "KEY_EXPIRED": (errors.Unauthenticated, "key {key_id} has expired; use another"),
     "ACCOUNT_SUSPENDED": (
         errors.PermissionDenied,
         "the team or organisation of key {key_id} is suspended; ask its operator",

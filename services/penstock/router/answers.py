@@ -24,7 +24,7 @@ from penstock.core.channel import bearer
 from penstock.core.clock import Clock, SystemClock
 from penstock.core.deadline import Deadline
 from penstock.core.errors import DeadlineExceeded, Unavailable
-from penstock.router.breaker import Breaker
+from penstock.router.breaker import Breaker, Trip
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +94,7 @@ class CacheAnswers:
         self._stream = stream
         self._settings = settings
         self._breaker = breaker or Breaker(
-            failures=BREAKER_FAILURES,
-            open_seconds=BREAKER_OPEN_SECONDS,
-            clock=clock or SystemClock(),
+            lambda: Trip(BREAKER_FAILURES, BREAKER_OPEN_SECONDS), clock or SystemClock()
         )
         self._lookup_seconds = lookup_seconds
         self._acknowledge_seconds = acknowledge_seconds

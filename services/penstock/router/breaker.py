@@ -8,8 +8,10 @@
 Pure; time is injected.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from penstock.core.catalogue import RoutingSettings
 from penstock.core.clock import Clock
 
 PROBE_WAIT_SECONDS = 1.0
@@ -19,13 +21,28 @@ PAUSE_SECONDS_MAX = 3600.0
 """A peer that asks for more is probed once an hour all the same: it may have been mended."""
 
 
-class Breaker:
-    """Of one replica or one provider. Not thread-safe: it belongs to one event loop."""
+@dataclass(frozen=True, slots=True)
+class Trip:
+    """When a breaker opens, and for how long."""
 
-    def __init__(self, *, failures: int, open_seconds: float, clock: Clock) -> None:
-        assert failures >= 1
-        self._failures_max = failures
-        self._open_seconds = open_seconds
+    failures: int
+    """In a row."""
+    open_seconds: float
+
+
+def trip_of(routing: RoutingSettings) -> Trip:
+    return Trip(routing.breaker_failures, routing.breaker_open_seconds)
+
+
+class Breaker:
+    """Of one replica or one provider. Not thread-safe: it belongs to one event loop.
+
+    Args:
+        trip: Asked whenever it matters, so that a reload of the catalogue reaches every breaker.
+    """
+
+    def __init__(self, trip: Callable[[], Trip], clock: Clock) -> None:
+        self._trip = trip
         self._clock = clock
         self._failures = 0
         self._open_until: float | None = None
@@ -59,8 +76,12 @@ class Breaker:
             self._probe = permit
         return permit
 
+    def eject(self) -> None:
+        """Opens at once: the peer said itself that it is dead."""
+        self.pause(self._trip().open_seconds)
+
     def pause(self, seconds: float) -> None:
-        """Opens at once: the peer asked for it, or said itself that it is dead."""
+        """Opens at once: the peer asked for it."""
         seconds = min(max(0.0, seconds), PAUSE_SECONDS_MAX)
         until = self._clock.monotonic_seconds() + seconds
         self._open_until = max(until, self._open_until or until)
@@ -73,7 +94,7 @@ class Breaker:
     def _progressed(self, permit: "Permit") -> None:
         if permit is self._probe:
             # It answers again, but did not end well yet: one more failure opens again.
-            self._close(failures=self._failures_max - 1)
+            self._close(failures=self._trip().failures - 1)
 
     def _succeeded(self, permit: "Permit") -> None:
         # A call that began before it opened proves nothing about now.
@@ -83,15 +104,18 @@ class Breaker:
     def _failed(self, permit: "Permit") -> None:
         if permit is self._probe:
             self._probe = None
-            self._open_until = self._clock.monotonic_seconds() + self._open_seconds
+            self._open()
         elif self._open_until is None:
             self._failures += 1
-            if self._failures >= self._failures_max:
-                self._open_until = self._clock.monotonic_seconds() + self._open_seconds
+            if self._failures >= self._trip().failures:
+                self._open()
 
     def _dropped(self, permit: "Permit") -> None:
         if permit is self._probe:
             self._probe = None
+
+    def _open(self) -> None:
+        self._open_until = self._clock.monotonic_seconds() + self._trip().open_seconds
 
     def _close(self, *, failures: int) -> None:
         self._failures = failures

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from penstock.core.config import ConfigError
+from penstock.router.backends.providers import StandIn
 
 GRPC_LISTEN_DEFAULT = "127.0.0.1:7070"
 HTTP_LISTEN_DEFAULT = "127.0.0.1:7080"
@@ -28,7 +29,7 @@ class RouterConfig:
         quota_address: host:port to dial; so are the other two.
         metrics_listen: host:port of `GET /metrics`, which asks for no key: never a public one.
             None: metrics are not told.
-        stand_in: The provider of the catalogue that a stand-in plays; None: all are real.
+        stand_in: What plays a provider of the catalogue; None: all are real.
     """
 
     catalogue_path: Path
@@ -41,7 +42,7 @@ class RouterConfig:
     cache_address: str = CACHE_ADDRESS_DEFAULT
     capacity_address: str = CAPACITY_ADDRESS_DEFAULT
     metrics_listen: str | None = None
-    stand_in: str | None = None
+    stand_in: StandIn | None = None
 
 
 def read_config(environment: Mapping[str, str]) -> RouterConfig:
@@ -76,6 +77,15 @@ def read_config(environment: Mapping[str, str]) -> RouterConfig:
         for name, value in found.items()
         if not _is_address(value)
     ]
+    if environment.get("PENSTOCK_STAND_IN"):
+        faults += [
+            f"{name}: is not set; set it to {what} of the stand-in"
+            for name, what in {
+                "PENSTOCK_STAND_IN_URL": "the base URL",
+                "PENSTOCK_STAND_IN_KEY": "the key",
+            }.items()
+            if not environment.get(name)
+        ]
     if faults:
         raise ConfigError(faults)
     return RouterConfig(
@@ -89,7 +99,18 @@ def read_config(environment: Mapping[str, str]) -> RouterConfig:
         cache_address=found["PENSTOCK_CACHE_ADDRESS"],
         capacity_address=found["PENSTOCK_CAPACITY_ADDRESS"],
         metrics_listen=metrics_listen,
-        stand_in=environment.get("PENSTOCK_STAND_IN") or None,
+        stand_in=_stand_in(environment),
+    )
+
+
+def _stand_in(environment: Mapping[str, str]) -> StandIn | None:
+    provider = environment.get("PENSTOCK_STAND_IN")
+    if not provider:
+        return None
+    return StandIn(
+        provider,
+        base_url=environment["PENSTOCK_STAND_IN_URL"],
+        api_key=environment["PENSTOCK_STAND_IN_KEY"],
     )
 
 

@@ -2,12 +2,11 @@
 
 import asyncio
 
-from penstock.cache.v1.cache_pb2 import LookupRequest
 from penstock.core.catalogue import Catalogue
 from penstock.core.errors import PenstockError, Unavailable
 from penstock.quota.v1.quota_pb2 import ReserveRequest
 from penstock.router import policy
-from penstock.router.fingerprint import fingerprint
+from penstock.router.flight import is_stored
 from penstock.router.hold import reserve_request
 from penstock.router.policy import Ask, Attempt
 from penstock.router.ports import Answers, Landscape, Ledger
@@ -33,18 +32,13 @@ async def explain(
     route = policy.resolve(request.model, catalogue, request.principal.allowed_models)
     ask = Ask(request.input, request.choices, request.local_only, request.deadline)
     plan = policy.plan(ask, route, catalogue, landscape.views())
-    if not plan.attempts:
-        raise policy.refusal(ask, route, plan, catalogue)
-    look = LookupRequest(
-        fingerprint=fingerprint(request, route.targets), org_id=request.principal.org_id
-    )
     slice_tokens = catalogue.ledger.slice_tokens
     holds = [
         reserve_request(request, attempt, first_part(attempt, slice_tokens), index)
         for index, attempt in enumerate(plan.attempts, 1)
     ]
-    found, attempts = await asyncio.gather(
-        answers.lookup(look, request.deadline),
+    cached, attempts = await asyncio.gather(
+        is_stored(answers, request, route, catalogue),
         asyncio.gather(
             *(
                 _planned(attempt, hold, request, ledger)
@@ -52,14 +46,16 @@ async def explain(
             )
         ),
     )
+    if not (attempts or cached):
+        raise policy.refusal(ask, route, plan, catalogue)
     return ExplainRouteResponse(
         attempts=attempts,
         rejected=[
             RejectedTarget(provider=r.provider, model=r.model, reason=r.reason)
             for r in plan.rejected
         ],
-        prompt_tokens_max=max(a.prompt_tokens_bound for a in plan.attempts),
-        cached=found is not None and found.HasField("answer"),
+        prompt_tokens_max=max((a.prompt_tokens_bound for a in plan.attempts), default=0),
+        cached=cached,
         baseline_model=route.baseline,
     )
 

@@ -75,7 +75,6 @@ async def look_up(
 ) -> Looked:
     """Asks the cache. Out of reach is a miss; never an error."""
     control = request.cache_control
-    share = shareable(request.input) and not (control.no_cache or control.no_store)
     if not catalogue.cache.enabled or (control.no_cache and control.no_store):
         return Looked(CACHE_VERDICT_BYPASS)
     looked = Looked(
@@ -84,16 +83,12 @@ async def look_up(
         org_id=request.principal.org_id,
         keep=not control.no_store,
     )
-    if control.no_cache:
+    ask = _question(request, looked.key, catalogue)
+    if ask is None:
         return looked
-    ask = LookupRequest(
-        fingerprint=looked.key,
-        org_id=looked.org_id,
-        join_flight=share,
-        wait_ms_max=min(WAIT_MS_MAX, int(request.deadline.remaining_seconds() * WAIT_SHARE * 1000)),
-    )
-    if control.HasField("max_age_seconds"):
-        ask.max_age_seconds = control.max_age_seconds
+    ask.join_flight = shareable(request.input) and not control.no_store
+    wait_seconds = request.deadline.remaining_seconds() * WAIT_SHARE
+    ask.wait_ms_max = min(WAIT_MS_MAX, int(wait_seconds * 1000))
     found = await answers.lookup(ask, request.deadline, traceparent)
     if found is None:
         looked.verdict = CACHE_VERDICT_UNAVAILABLE
@@ -102,3 +97,21 @@ async def look_up(
     else:
         looked.flight_token = found.flight_token
     return looked
+
+
+async def is_stored(answers: Answers, request: Request, route: Route, catalogue: Catalogue) -> bool:
+    """Whether `look_up` would find an answer at once. Nothing is led or waited for."""
+    ask = _question(request, fingerprint(request, route.targets), catalogue)
+    found = await answers.lookup(ask, request.deadline) if ask else None
+    return found is not None and found.HasField("answer")
+
+
+def _question(request: Request, key: bytes, catalogue: Catalogue) -> LookupRequest | None:
+    """What the cache is asked for an answer; None: it may not give one."""
+    control = request.cache_control
+    if not catalogue.cache.enabled or control.no_cache:
+        return None
+    ask = LookupRequest(fingerprint=key, org_id=request.principal.org_id)
+    if control.HasField("max_age_seconds"):
+        ask.max_age_seconds = control.max_age_seconds
+    return ask

@@ -249,11 +249,11 @@ class Flow:
         used = one.meter.used(billing)
         hold = one.hold
         one.span.set(tracing.of_use(used, hold.reservation_id, hold.amount_nano_usd))
-        # Told first: what is posted is part of the tally even where we are cancelled meanwhile.
+        # Told first: what is posted is told and counted even where we are cancelled meanwhile.
         tally.add(one.attempt, outcome=outcome, reservation_id=hold.reservation_id, used=used)
+        count_attempt(self._metrics, one.attempt, used, outcome)
         settled = await self._shielded(self._post(tally, one, used, outcome))
         tally.settled = tally.settled and settled
-        count_attempt(self._metrics, one.attempt, used, outcome)
         return used
 
     async def _post(self, tally: Tally, one: Try, used: Used, outcome: str) -> bool:

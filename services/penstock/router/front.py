@@ -22,6 +22,7 @@ from penstock.router.v1.router_pb2 import (
     Receipt,
 )
 from penstock.router.validation import checked_deadline, validate
+from penstock.type.v1.chat_pb2 import Usage
 
 PREFIX = "x-penstock-"
 
@@ -36,19 +37,20 @@ class Asked:
 
     Attributes:
         message: The request.
+        arrived_at: When its call came, in seconds on the monotonic clock: its deadline begins
+            there, whatever the key's look-up and the body took since.
         timeout_seconds: The client's deadline; None: it named none.
         deadline_field: What the client calls the deadline.
         stream: It wants the answer as it is made.
         traceparent: Of the caller's trace, or empty.
-        rename: From the proto's path of a field to what the client calls it.
     """
 
     message: GenerateRequest
+    arrived_at: float
     timeout_seconds: float | None
     deadline_field: str
     stream: bool = False
     traceparent: str = ""
-    rename: Callable[[str], str] = str
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +73,13 @@ class Front:
         catalogue = self.catalogue()
         message = asked.message
         seconds = checked_deadline(asked.timeout_seconds, catalogue.limits, asked.deadline_field)
-        validate(message, catalogue, principal, asked.rename)
+        validate(message, catalogue, principal)
         return Request(
             request_id=request_id,
             principal=principal,
             model=message.model,
             input=message.input,
-            deadline=Deadline.after(seconds, self.clock),
+            deadline=Deadline(asked.arrived_at + seconds, self.clock),
             local_only=principal.local_only or message.data_class == DATA_CLASS_LOCAL_ONLY,
             stream=asked.stream,
             cache_control=message.cache_control,
@@ -92,7 +94,7 @@ class Front:
         return self.registry.start(self.run(request), request.deadline, request.facts)
 
 
-def receipt_headers(receipt: Receipt) -> dict[str, str]:
+def receipt_headers(receipt: Receipt, usage: Usage) -> dict[str, str]:
     """The `x-penstock-*` fields of a complete answer."""
     return {
         f"{PREFIX}request-id": receipt.request_id,
@@ -103,6 +105,9 @@ def receipt_headers(receipt: Receipt) -> dict[str, str]:
         f"{PREFIX}cost-nano-usd": str(receipt.cost_nano_usd),
         f"{PREFIX}baseline-cost-nano-usd": str(receipt.baseline_cost_nano_usd),
         f"{PREFIX}reservation-id": receipt.reservation_id,
+        f"{PREFIX}prompt-tokens": str(usage.prompt_tokens),
+        f"{PREFIX}cached-prompt-tokens": str(usage.cached_prompt_tokens),
+        f"{PREFIX}completion-tokens": str(usage.completion_tokens),
     }
 
 

@@ -12,7 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from penstock.core import ids
-from penstock.core.errors import DeadlineExceeded, PenstockError, PermissionDenied, Unavailable
+from penstock.core.errors import (
+    DeadlineExceeded,
+    PenstockError,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
 from penstock.core.telemetry_request import Child
 from penstock.quota.v1.quota_pb2 import (
     POOL_KIND_LOCAL,
@@ -37,6 +43,9 @@ HOLD_MARGIN_SECONDS = 60
 """A hold outlives its request's deadline by this: settling may be retried so long before it is
 late.
 """
+
+_OF_THE_KEY = (Unauthenticated, PermissionDenied)
+"""It was revoked, has expired, or its account was suspended meanwhile."""
 
 
 def ttl_ms_of(request: Request) -> int:
@@ -108,7 +117,8 @@ class Hold:
         """Whether the chunk may be handed on. False: it lies beyond the budget; see `refusal`.
 
         Raises:
-            PermissionDenied: more must be held for it, and the key may spend no more.
+            Unauthenticated, PermissionDenied: more must be held for it, and the key may spend no
+                more.
             Unavailable, DeadlineExceeded: more must be held for it, and the ledger is silent.
         """
         slices = self.slices
@@ -183,7 +193,7 @@ class Hold:
             self._lost = error
         except PenstockError as error:
             self.refusal = error
-            if not (ends_as_budget(error) or isinstance(error, PermissionDenied)):
+            if not (ends_as_budget(error) or isinstance(error, _OF_THE_KEY)):
                 logger.exception("the ledger refused to extend %s", self.reservation_id)
         finally:
             self._extending = None

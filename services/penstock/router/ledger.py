@@ -36,7 +36,7 @@ from penstock.quota.v1.quota_pb2 import (
     VoidRequest,
 )
 from penstock.quota.v1.quota_pb2_grpc import QuotaServiceStub
-from penstock.router.breaker import Breaker
+from penstock.router.breaker import Breaker, Trip
 from penstock.router.ledger_errors import error_of, error_of_preview, is_open
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class QuotaLedger:
         self._stub = QuotaServiceStub(channel)
         self._metadata = (bearer(token),)
         self._clock = clock or SystemClock()
-        self._breaker = Breaker(failures=1, open_seconds=AWAY_SECONDS, clock=self._clock)
+        self._breaker = Breaker(lambda: Trip(1, AWAY_SECONDS), self._clock)
         self._heard_seconds = float("-inf")
         self._random = jitter or random.Random()  # noqa: S311  spreads retries, guards nothing
         self._resolving: set[asyncio.Task[bool]] = set()

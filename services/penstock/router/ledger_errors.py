@@ -47,6 +47,9 @@ _OPEN_CODES = frozenset(
 # Of a router and a quota service that do not know each other, or not yet.
 _OF_THE_CALL = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED})
 
+# Of the key that reserves, and not of the router that asks for it.
+_OF_THE_KEY = frozenset({"KEY_REVOKED", "KEY_EXPIRED"})
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -78,7 +81,8 @@ def error_of(error: OperationError, clock: Clock) -> PenstockError:
 def error_of_preview(error: grpc.aio.AioRpcError, clock: Clock) -> PenstockError:
     """The verdict on a preview, as `error_of` tells it; else Unavailable: there is none."""
     told = from_rpc_error(error)
-    if isinstance(told, REFUSALS) or error.code() not in _OPEN_CODES | _OF_THE_CALL:
+    is_verdict = isinstance(told, REFUSALS) or told.reason in _OF_THE_KEY
+    if is_verdict or error.code() not in _OPEN_CODES | _OF_THE_CALL:
         return _timed(told, clock)
     return Unavailable(f"the ledger did not say ({told.message})", reason="LEDGER_UNAVAILABLE")
 

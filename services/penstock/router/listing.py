@@ -51,6 +51,7 @@ def _all(catalogue: Catalogue, views: Views) -> Iterator[Model]:
                 context_tokens=local.context_tokens,
                 max_output_tokens=local.max_output_tokens,
                 ready_replicas=views.pools.get(name, PoolView()).ready_replicas,
+                supports_tools=local.supports_tools,
             ),
             local.tariff.price,
         )

@@ -25,7 +25,7 @@ from penstock.core.money import Price
 from penstock.quota.v1.quota_pb2 import POOL_KIND_LOCAL, POOL_KIND_PAID, PoolKind
 from penstock.router.backends.base import PoolView, ProviderView, Views
 from penstock.router.estimate import prompt_tokens_max
-from penstock.type.v1.chat_pb2 import ChatInput
+from penstock.type.v1.chat_pb2 import ChatInput, ToolChoice
 
 RETRY_AFTER_SECONDS_DEFAULT = 1.0
 """Told with a full pool whose wait is not known."""
@@ -48,6 +48,7 @@ class Reason(StrEnum):
     PROVIDER_PAUSED = "provider_paused"
     MAX_TOKENS_BEYOND_MODEL = "max_tokens_beyond_model"
     CHOICES_BEYOND_SLOTS = "choices_beyond_slots"
+    TOOLS_UNSUPPORTED = "tools_unsupported"
     PROMPT_UNBOUNDED = "prompt_unbounded"
     EXACT_HIT = "exact_hit"
     SHARED_FLIGHT = "shared_flight"
@@ -116,6 +117,11 @@ class Ask:
     def remaining_seconds(self) -> float:
         return self.deadline.remaining_seconds()
 
+    @property
+    def offers_tools(self) -> bool:
+        """The model may call one: whoever cannot must not answer as if there were none."""
+        return len(self.chat.tools) > 0 and self.chat.tool_choice.mode != ToolChoice.MODE_NONE
+
 
 def resolve(model: str, catalogue: Catalogue, allowed: Sequence[str]) -> Route:
     """What a name stands for, for a key that may use `allowed` (patterns; empty: everything).
@@ -167,7 +173,13 @@ def plan(ask: Ask, route: Route, catalogue: Catalogue, views: Views) -> Plan:
     # Where nothing else answers, the pool that cannot now is waited for.
     last = Reason.FALLBACK if attempts else Reason.ONLY_TARGET
     attempts += [replace(w, reason=Reason.PINNED if route.pinned else last) for w in waiting]
-    return Plan(tuple(attempts[: catalogue.routing.attempts_max]), tuple(rejected))
+    attempts = attempts[: catalogue.routing.attempts_max]
+    if attempts and attempts[-1].pool == POOL_KIND_LOCAL:
+        # Also where it has room now: of a burst all see the same room, and only some get it.
+        margin_seconds = catalogue.routing.wait_margin_ms / 1000
+        wait_seconds = max(0.0, ask.remaining_seconds - margin_seconds)
+        attempts[-1] = replace(attempts[-1], wait_seconds_max=wait_seconds)
+    return Plan(tuple(attempts), tuple(rejected))
 
 
 def _reason(
@@ -215,6 +227,8 @@ def _weigh_local(
 def _local_attempt(ask: Ask, name: str, model: LocalModel) -> Attempt | Rejected:
     if ask.choices > model.slots:
         return Rejected(LOCAL_PROVIDER, name, Reason.CHOICES_BEYOND_SLOTS)
+    if ask.offers_tools and not model.supports_tools:
+        return Rejected(LOCAL_PROVIDER, name, Reason.TOOLS_UNSUPPORTED)
     return _bounded(
         ask,
         Attempt(
@@ -239,14 +253,14 @@ def _local_attempt(ask: Ask, name: str, model: LocalModel) -> Attempt | Rejected
 
 
 def _waited_for(ask: Ask, target: str, catalogue: Catalogue) -> Attempt:
+    """At a pool that cannot answer now."""
     name = target.partition("/")[2]
     model = catalogue.local(name)
     assert model is not None
     attempt = _local_attempt(ask, name, model)
     # It was weighed before, and only its pool was found wanting.
     assert isinstance(attempt, Attempt)
-    margin_seconds = catalogue.routing.wait_margin_ms / 1000
-    return replace(attempt, wait_seconds_max=max(0.0, ask.remaining_seconds - margin_seconds))
+    return attempt
 
 
 def _weigh_paid(
@@ -257,9 +271,7 @@ def _weigh_paid(
         return Rejected(view.label, name, Reason.LOCAL_ONLY)
     if not view.enabled:
         return Rejected(view.label, name, Reason.PROVIDER_OFF)
-    if view.retry_after_seconds is not None:
-        return Rejected(view.label, name, Reason.PROVIDER_PAUSED, view.retry_after_seconds)
-    return _bounded(
+    attempt = _bounded(
         ask,
         Attempt(
             provider=provider,
@@ -281,6 +293,10 @@ def _weigh_paid(
             image_tokens_max=model.image_tokens_max,
         ),
     )
+    # The last that is asked: whoever comes back after the pause is not told of a fault only then.
+    if isinstance(attempt, Attempt) and view.retry_after_seconds is not None:
+        return Rejected(view.label, name, Reason.PROVIDER_PAUSED, view.retry_after_seconds)
+    return attempt
 
 
 def _bounded(ask: Ask, attempt: Attempt, prompt_tokens: int | None) -> Attempt | Rejected:
@@ -312,11 +328,18 @@ def after(planned: Attempt, failure: PenstockError | None) -> Attempt:
 
 
 def refusal(ask: Ask, route: Route, the_plan: Plan, catalogue: Catalogue) -> PenstockError:
-    """Why no target may even be tried: what the caller can mend comes first."""
+    """Why no target may even be tried: what passes by itself comes first, then what the caller
+    can mend.
+    """
     assert not the_plan.attempts
     assert the_plan.rejected
     reasons = {r.reason for r in the_plan.rejected}
     told = "; ".join(f"{r.provider}/{r.model}: {r.reason}" for r in the_plan.rejected)
+    pauses = [r.retry_after_seconds for r in the_plan.rejected if r.retry_after_seconds is not None]
+    if pauses:
+        return CapacityExhausted(
+            f"nothing can answer now ({told})", retry_after_seconds=min(pauses)
+        )
     if Reason.MAX_TOKENS_BEYOND_MODEL in reasons:
         # Of those that would answer if it were less: the others are out of reach anyhow.
         limit = max(
@@ -325,19 +348,21 @@ def refusal(ask: Ask, route: Route, the_plan: Plan, catalogue: Catalogue) -> Pen
             if rejected.reason is Reason.MAX_TOKENS_BEYOND_MODEL
         )
         return _at_fault(
-            "max_tokens", f"{ask.chat.max_tokens} is more than the model's {limit}; ask for less"
+            "input.max_tokens",
+            f"{ask.chat.max_tokens} is more than the model's {limit}; ask for less",
         )
     if Reason.CHOICES_BEYOND_SLOTS in reasons:
         slots = max(m.slots for t in route.targets if (m := catalogue.local(t.partition("/")[2])))
-        return _at_fault("n", f"{ask.choices} is more than the {slots} slots of a replica")
+        return _at_fault("input.n", f"{ask.choices} is more than the {slots} slots of a replica")
     if Reason.PROMPT_UNBOUNDED in reasons:
         return _at_fault(
-            "messages", "an image's tokens cannot be bounded for this model; send text only"
+            "input.messages", "an image's tokens cannot be bounded for this model; send text only"
         )
-    pauses = [r.retry_after_seconds for r in the_plan.rejected if r.retry_after_seconds is not None]
-    if pauses:
-        return CapacityExhausted(
-            f"nothing can answer now ({told})", retry_after_seconds=min(pauses)
+    if Reason.TOOLS_UNSUPPORTED in reasons:
+        return _at_fault(
+            "input.tools",
+            f"nothing behind this name can call them ({told}); name a model with supports_tools, "
+            "or set tool_choice to none",
         )
     if Reason.LOCAL_ONLY in reasons:
         return FailedPrecondition(

@@ -18,7 +18,7 @@ from penstock.core import channel
 from penstock.core.catalogue import Catalogue
 from penstock.core.clock import Clock
 from penstock.router.backends.base import PoolView
-from penstock.router.breaker import Breaker, Permit
+from penstock.router.breaker import Breaker, Permit, trip_of
 from penstock.router.replica import Replica
 
 RECHECK_SECONDS = 0.1
@@ -122,19 +122,13 @@ class Pools:
                 self._retire(known, replica)
 
     def _replica(self, model: str, application: str, listed: capacity_pb2.Replica) -> Replica:
-        catalogue = self._catalogue()
         return Replica(
             listed,
             application=application,
-            spec=catalogue.local(model),
+            spec=self._catalogue().local(model),
             channel=self._connect(listed.address),
-            breaker=Breaker(
-                failures=catalogue.routing.breaker_failures,
-                open_seconds=catalogue.routing.breaker_open_seconds,
-                clock=self._clock,
-            ),
+            breaker=Breaker(lambda: trip_of(self._catalogue().routing), self._clock),
             clock=self._clock,
-            eject_seconds=catalogue.routing.breaker_open_seconds,
         )
 
     def _retire(self, pool: _Pool, replica: Replica) -> None:

@@ -16,7 +16,13 @@ import grpc
 
 from penstock.core.channel import Metadata
 from penstock.core.clock import Clock
-from penstock.core.errors import NotFound, PenstockError, Unauthenticated, Unavailable
+from penstock.core.errors import (
+    NotFound,
+    PenstockError,
+    PermissionDenied,
+    Unauthenticated,
+    Unavailable,
+)
 from penstock.core.ids import API_KEY_PREFIX
 from penstock.core.status import from_rpc_error
 from penstock.quota.v1.quota_pb2 import (
@@ -121,7 +127,8 @@ class Principals:
         """The active principal of a call.
 
         Raises:
-            Unauthenticated: KEY_MISSING, KEY_UNKNOWN, KEY_REVOKED, KEY_EXPIRED, ACCOUNT_SUSPENDED.
+            Unauthenticated: KEY_MISSING, KEY_UNKNOWN, KEY_REVOKED, KEY_EXPIRED.
+            PermissionDenied: ACCOUNT_SUSPENDED.
             Unavailable: LEDGER_UNAVAILABLE, where the key is not known and cannot be asked about.
         """
         digest = hashlib.sha256(key_of(headers).encode()).digest()
@@ -149,16 +156,26 @@ class Principals:
             return principal
         facts = {"key_id": principal.key_id}
         if state == Principal.STATE_REVOKED:
-            told, reason = "was revoked; use another key", "KEY_REVOKED"
-        elif state == Principal.STATE_SUSPENDED:
-            told, reason = "belongs to a suspended account; ask its operator", "ACCOUNT_SUSPENDED"
-        elif expired or state == Principal.STATE_EXPIRED:
-            told, reason = "has expired; ask for a new one", "KEY_EXPIRED"
+            raise Unauthenticated(
+                "authorization: this API key was revoked; use another key",
+                reason="KEY_REVOKED",
+                metadata=facts,
+            )
+        if state == Principal.STATE_SUSPENDED:
+            raise PermissionDenied(
+                "authorization: this API key belongs to a suspended account; ask its operator",
+                reason="ACCOUNT_SUSPENDED",
+                metadata=facts,
+            )
+        if expired or state == Principal.STATE_EXPIRED:
             if principal.HasField("expires_at"):
                 facts["expired_at"] = principal.expires_at.ToJsonString()
-        else:
-            raise _unknown()
-        raise Unauthenticated(f"authorization: this API key {told}", reason=reason, metadata=facts)
+            raise Unauthenticated(
+                "authorization: this API key has expired; ask for a new one",
+                reason="KEY_EXPIRED",
+                metadata=facts,
+            )
+        raise _unknown()
 
     async def _asked(self, digest: bytes, entry: _Entry | None) -> Principal:
         now = self._clock.monotonic_seconds()

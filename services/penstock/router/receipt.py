@@ -1,5 +1,6 @@
 """What a request is told about itself: who answered, why, and what it cost. Pure."""
 
+from asyncio import CancelledError
 from dataclasses import dataclass, field
 
 from penstock.cache.v1.cache_pb2 import Answer, LookupResponse
@@ -32,8 +33,10 @@ I15).
 
 def outcome_of(error: BaseException) -> str:
     """How a request or an attempt ended that its upstream did not end."""
-    if isinstance(error, PenstockError):
-        return error.reason
+    # What is cancelled for a reason of ours has it as its message: see `Running.close`.
+    why = error.args[0] if isinstance(error, CancelledError) and error.args else error
+    if isinstance(why, PenstockError):
+        return why.reason
     return INTERNAL if isinstance(error, Exception) else CLIENT_GONE
 
 

@@ -36,7 +36,6 @@ class Replica:
         channel: grpc.aio.Channel,
         breaker: Breaker,
         clock: Clock,
-        eject_seconds: float,
     ) -> None:
         self.id = listed.id
         self.address = listed.address
@@ -51,7 +50,6 @@ class Replica:
         self.is_retired = False
         self._channel = channel
         self._clock = clock
-        self._eject_seconds = eject_seconds
         self._others = 0
         self._reported_at = clock.monotonic_seconds()
         self._refused_until = 0.0
@@ -116,7 +114,7 @@ class Replica:
 
     def eject(self) -> None:
         """It said itself that it is dead: nobody is sent there before a probe is due."""
-        self.breaker.pause(self._eject_seconds)
+        self.breaker.eject()
 
     async def close(self) -> None:
         await self._channel.close()

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from types import MappingProxyType
 
+from penstock.core.assemble import PIECE_CHARACTERS
 from penstock.core.deadline import Deadline, late
 from penstock.core.errors import (
     Cancelled,
@@ -23,7 +24,7 @@ from penstock.router.events import Delta, Done, Event
 logger = logging.getLogger(__name__)
 
 COALESCE_SECONDS = 0.02
-"""Between two messages to a client: below what a reader notices, at most 50 messages a second."""
+"""How long deltas gather for one message to a client: below what a reader notices."""
 
 WAITING_MAX = 1_024
 """Events that wait for a slow reader; then the upstream waits too."""
@@ -51,7 +52,10 @@ class Running:
         self._deadline = deadline
         self._facts = facts
         self._waiting: list[Event] = []
+        self._waiting_characters = 0
         self._arrived = asyncio.Event()
+        self._full = asyncio.Event()
+        """Nothing more need gather: a message is full, or the last event is there."""
         self._room = asyncio.Event()
         self._over = asyncio.Event()
         self._error: Exception | None = None
@@ -72,20 +76,21 @@ class Running:
             return
         self._closed = True
         self._why = why or _cancelled()
-        self.task.cancel()
+        self.task.cancel(why)
 
     async def batch(self) -> list[Event]:
-        """What came since the last call; empty at the end. The first token comes at once.
+        """What came since the last call, as much as goes into one message; empty at the end. The
+        first token comes at once.
 
         Raises:
             PenstockError: the flow's, after everything that came before it was handed out.
         """
         await self._arrived.wait()
-        if self._spoke and not self._over.is_set():
+        if self._spoke and not self._full.is_set():
             await self._pause()
-        batch, self._waiting = self._waiting, []
+        batch = self._take()
         self._room.set()
-        if not self._over.is_set():
+        if not (self._waiting or self._over.is_set()):
             self._arrived.clear()
         if batch:
             self._spoke = self._spoke or any(isinstance(event, Delta) for event in batch)
@@ -95,14 +100,29 @@ class Running:
             raise self._error
         return batch
 
+    def _take(self) -> list[Event]:
+        """The first events that wait, up to the one that fills a message."""
+        count, characters = 0, 0
+        while count < len(self._waiting) and characters < PIECE_CHARACTERS:
+            characters += _characters(self._waiting[count])
+            count += 1
+        batch, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._waiting_characters -= characters
+        if not self._is_full():
+            self._full.clear()
+        return batch
+
+    def _is_full(self) -> bool:
+        return self._done or self._over.is_set() or self._waiting_characters >= PIECE_CHARACTERS
+
     async def _pause(self) -> None:
-        """Lets deltas gather; ends early when nothing more can come."""
+        """Lets deltas gather; ends early when a message is full or nothing more can come."""
         rest = self._sent_at + COALESCE_SECONDS - asyncio.get_running_loop().time()
         if rest <= 0:
             return
         try:
             async with asyncio.timeout(rest):
-                await self._over.wait()
+                await self._full.wait()
         except TimeoutError:
             pass
 
@@ -123,6 +143,7 @@ class Running:
             # Before its first step: nothing of it ran, so nothing of it could tell.
             self._error = self._why or _cancelled()
         self._over.set()
+        self._full.set()
         self._arrived.set()
 
     def _with_facts(self, error: PenstockError) -> PenstockError:
@@ -134,11 +155,25 @@ class Running:
             async for event in events:
                 self._done = self._done or isinstance(event, Done)
                 self._waiting.append(event)
+                self._waiting_characters += _characters(event)
+                if self._is_full():
+                    self._full.set()
                 self._arrived.set()
                 # The last event passes in any case: it must not wait for a reader.
                 if len(self._waiting) >= WAITING_MAX and not self._done:
                     self._room.clear()
                     await self._room.wait()
+
+
+def _characters(event: Event) -> int:
+    if not isinstance(event, Delta):
+        return 0
+    return sum(
+        len(delta.content)
+        + len(delta.refusal)
+        + sum(len(call.arguments_json) for call in delta.tool_calls)
+        for delta in event.deltas
+    )
 
 
 def _cancelled() -> Cancelled:

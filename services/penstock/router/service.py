@@ -57,7 +57,7 @@ class RouterService(RouterServiceServicer):
             while batch := await running.batch():
                 for reply in _replies(batch):
                     if reply.HasField("receipt"):
-                        _set_trailers(context, receipt_headers(reply.receipt))
+                        _set_trailers(context, receipt_headers(reply.receipt, reply.usage))
                     yield reply
         except PenstockError as error:
             _tell(context, error, request_id)
@@ -81,11 +81,12 @@ class RouterService(RouterServiceServicer):
     async def _request(
         self, message: GenerateRequest, context: Context, request_id: str, *, stream: bool = False
     ) -> Request:
-        # Read first: what is asked of the quota service comes out of the caller's time.
-        seconds = context.time_remaining()
+        # Both first: what is asked of the quota service comes out of the caller's time.
+        arrived_at, seconds = self._front.clock.monotonic_seconds(), context.time_remaining()
         principal = await self._principal(context)
         asked = Asked(
             message,
+            arrived_at=arrived_at,
             timeout_seconds=seconds,
             deadline_field="grpc-timeout",
             stream=stream,
@@ -103,7 +104,7 @@ class RouterService(RouterServiceServicer):
                 elif isinstance(event, Delta):
                     answer.add(event.deltas)
                 else:
-                    _set_trailers(context, receipt_headers(event.receipt))
+                    _set_trailers(context, receipt_headers(event.receipt, event.usage))
                     return GenerateResponse(
                         choices=answer.choices(),
                         usage=event.usage,
@@ -124,7 +125,7 @@ def _close_with(context: Context, running: Running) -> None:
 
 
 def _replies(batch: list[Event]) -> list[GenerateStreamResponse]:
-    """At most three messages: the first with what answers, one with all deltas, the last."""
+    """At most two messages: what answers and all deltas, then usage and receipt."""
     replies: list[GenerateStreamResponse] = []
     deltas: list[ChoiceDelta] = []
     done: Done | None = None

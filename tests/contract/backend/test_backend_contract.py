@@ -118,7 +118,7 @@ async def scene(request: pytest.FixtureRequest) -> AsyncIterator[Scene]:
             await pools.close()
     else:
         async with FakeUpstream() as upstream:
-            environ = {"OPENAI_API_KEY": "k", "OPENAI_BASE_URL": upstream.base_url}
+            environ = {"ACME_API_KEY": "k", "ACME_BASE_URL": upstream.base_url}
             providers = Providers(CATALOGUE, environ=environ, clock=CLOCK)
             yield Paid(upstream, providers.backend("acme"))
             await providers.close()

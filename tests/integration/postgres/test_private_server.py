@@ -11,7 +11,6 @@ import asyncpg
 import pytest
 
 from penstock.core import postgres, postgres_server
-from penstock.core.ports import free_port
 from penstock.core.postgres_server import (
     PostgresServerError,
     PrivateServer,
@@ -19,6 +18,8 @@ from penstock.core.postgres_server import (
     running_pid,
     server_home,
 )
+from support.postgres import crash
+from support.tcp import free_port
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_data_outlives_a_restart_and_a_crash(server: PrivateServer) -> None:
     assert not server.is_running()
     server.start()
     assert ask(server.dsn(), "SELECT n FROM kept") == 42
-    server.kill()
+    crash(server)
     server.start()
     assert ask(server.dsn(), "SELECT n FROM kept") == 42
 
@@ -70,7 +71,7 @@ async def test_a_crash_leaves_no_child_behind(server: PrivateServer) -> None:
 
         assert [] != _in(folder)
 
-        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(crash, server)
 
         assert [] == _in(folder)
         server.start()

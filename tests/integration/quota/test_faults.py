@@ -14,11 +14,11 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from penstock.core.ids import uuid7
-from penstock.core.ports import free_port
 from penstock.core.postgres_server import PrivateServer, remove
 from penstock.quota.audit import audit_dsn
 from penstock.quota.v1 import quota_pb2
 from support.ledger import migrated_database
+from support.postgres import crash
 from support.quota_process import (
     SERVICE,
     QuotaProcess,
@@ -29,6 +29,7 @@ from support.quota_process import (
     reserve_request,
     reserved,
 )
+from support.tcp import free_port
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -170,7 +171,7 @@ async def test_several_processes_fail_closed_and_come_back_and_share_what_was_ap
         before = reserve_request(uuid7(), key_id, 10)
         assert await reserved(one, before) == "ok"
 
-        own_server.kill()
+        crash(own_server)
         requests = [reserve_request(uuid7(), key_id, 10) for _ in range(2)]
         for quota, request in zip((one, other), requests, strict=True):
             assert await reserved(quota, request) == "UNAVAILABLE LEDGER_UNAVAILABLE"

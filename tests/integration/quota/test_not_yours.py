@@ -139,7 +139,14 @@ async def test_a_void_that_comes_first_is_of_whoever_sent_it(ledger: Ledger) -> 
     assert "RESERVATION_VOIDED" == told(await ledger.one(reserve(id_, key_id)))
 
 
-@pytest.mark.parametrize("reason", ["KEY_REVOKED", "KEY_EXPIRED", "ACCOUNT_SUSPENDED"])
+ENDED = {
+    "KEY_REVOKED": errors.Unauthenticated,
+    "KEY_EXPIRED": errors.Unauthenticated,
+    "ACCOUNT_SUSPENDED": errors.PermissionDenied,
+}
+
+
+@pytest.mark.parametrize("reason", ENDED)
 async def test_a_key_that_may_not_begin_may_not_grow_and_still_settles(
     ledger: Ledger, reason: str
 ) -> None:
@@ -157,7 +164,7 @@ async def test_a_key_that_may_not_begin_may_not_grow_and_still_settles(
 
     refused = await ledger.one(extend(id_, 60, key_id=key_id))
 
-    assert isinstance(refused, errors.PermissionDenied)
+    assert isinstance(refused, ENDED[reason])
     assert (reason, format_id("key", key_id)) == (refused.reason, refused.metadata["key_id"])
     assert (0, 40, 0) == await ledger.balances("key", key_id)
     assert isinstance(await ledger.one(settle(id_, 25, key_id=key_id)), Answer)

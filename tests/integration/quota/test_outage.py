@@ -12,14 +12,13 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from penstock.core.ids import uuid7
-from penstock.core.ports import free_port
 from penstock.core.postgres_server import PrivateServer, remove
 from penstock.core.status import from_rpc_error
 from penstock.quota.audit import audit_dsn
 from penstock.quota.batcher import BATCHES_MAX
 from penstock.quota.v1 import admin_pb2, quota_pb2
 from support.ledger import migrated_database
-from support.postgres import fresh_database
+from support.postgres import crash, fresh_database
 from support.quota_process import (
     ADMIN,
     SERVICE,
@@ -28,6 +27,7 @@ from support.quota_process import (
     reserve_request,
     reserved,
 )
+from support.tcp import free_port
 from support.wait import until
 
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -57,7 +57,7 @@ async def test_a_killed_database_is_told_and_found_again_without_a_restart(
         acknowledged = reserve_request(uuid7(), key_id, 100)
         assert await reserved(quota, acknowledged) == "ok"
 
-        own_server.kill()
+        crash(own_server)
 
         request = reserve_request(uuid7(), key_id, 100)
         assert await reserved(quota, request) == "UNAVAILABLE LEDGER_UNAVAILABLE"
@@ -100,7 +100,7 @@ async def test_what_was_acknowledged_outlives_a_kill_in_full_flight(
 
         workers = [asyncio.create_task(work()) for _ in range(16)]
         await asyncio.wait_for(enough.wait(), 30)
-        own_server.kill()
+        crash(own_server)
         await asyncio.gather(*workers)
         own_server.start()
         await quota.wait_health(SERVING)
@@ -181,7 +181,7 @@ async def test_a_watcher_hears_of_an_outage_and_does_not_take_silence_for_no_cha
         watch = quota.quota.WatchKeys(quota_pb2.WatchKeysRequest(), metadata=SERVICE)
         assert not (await watch.read()).changed_key_hashes
 
-        own_server.kill()
+        crash(own_server)
 
         with pytest.raises(grpc.aio.AioRpcError) as raised:
             await asyncio.wait_for(_read_for_ever(watch), 5)

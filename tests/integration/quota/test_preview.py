@@ -257,7 +257,7 @@ async def test_over_the_wire_a_revoked_key_and_a_malformed_request_are_told(
     key_id = (await quota.new_key(100, name=new_name())).key.id
     await quota.admin.RevokeKey(admin_pb2.RevokeKeyRequest(key_id=key_id), metadata=ADMIN)
     for request, expected in (
-        (one_nano(key_id), "PERMISSION_DENIED KEY_REVOKED"),
+        (one_nano(key_id), "UNAUTHENTICATED KEY_REVOKED"),
         (one_nano(format_id("key", 2**40)), "NOT_FOUND KEY_UNKNOWN"),
         (one_nano(key_id, ttl_ms=0), await reserved(quota, one_nano(key_id, ttl_ms=0))),
     ):

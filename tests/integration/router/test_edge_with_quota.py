@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from penstock.core.channel import connect
-from penstock.core.errors import BudgetExceeded, CreditExhausted, PermissionDenied, RateLimited
+from penstock.core.errors import BudgetExceeded, CreditExhausted, RateLimited, Unauthenticated
 from penstock.core.postgres_server import PrivateServer
 from penstock.quota.audit import audit_dsn
 from penstock.quota.v1 import admin_pb2
@@ -121,7 +121,7 @@ async def test_a_key_revoked_in_mid_stream_ends_as_that_and_pays_what_was_delive
                     )
                 events.append(event)
 
-    with pytest.raises(PermissionDenied) as ended:
+    with pytest.raises(Unauthenticated) as ended:
         await read()
 
     cost = 10 * 1_000 + 19 * WORD

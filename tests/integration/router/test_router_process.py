@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from penstock.core.ports import free_port
 from support.capacity_server import FakeCapacity
 from support.chat import CATALOGUE_YAML
 from support.quota_server import KEY, TOKEN, FakeQuota
+from support.tcp import free_port
 from support.wait import until
 
 START_SECONDS = 30

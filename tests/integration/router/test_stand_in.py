@@ -18,7 +18,7 @@ from penstock.core.clock import SystemClock
 from penstock.core.config import parse
 from penstock.core.deadline import Deadline
 from penstock.router.backends.base import AttemptFailed, Billing, Call, Chunk
-from penstock.router.backends.providers import Providers
+from penstock.router.backends.providers import Providers, StandIn
 from penstock.type.v1.chat_pb2 import (
     FINISH_REASON_LENGTH,
     ChatInput,
@@ -78,8 +78,8 @@ def base_url() -> Iterator[str]:
 
 @pytest.fixture
 async def providers(base_url: str) -> AsyncIterator[Providers]:
-    environ = {"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": base_url}
-    providers = Providers(CATALOGUE, environ=environ, clock=SystemClock(), stand_in="openai")
+    stand_in = StandIn("openai", base_url, KEY)
+    providers = Providers(CATALOGUE, environ={}, clock=SystemClock(), stand_in=stand_in)
     yield providers
     await providers.close()
 

@@ -31,6 +31,9 @@ from support.ports import text_answer
 from support.quota_server import KEY
 from support.wait import until
 
+CHARGED = AttemptFailed(
+    UpstreamFailed("silent", reason="UPSTREAM_TIMEOUT"), billing=Billing.UNKNOWN, fall_back=True
+)
 DOWN = AttemptFailed(UpstreamFailed("down"), billing=Billing.NOTHING, fall_back=False)
 
 
@@ -204,6 +207,32 @@ async def test_unavailable_is_repeated_with_growing_pauses(
 
     client._retry = Retry(sleep=mend)
     await ask()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_a_failure_that_was_charged_is_not_repeated(
+    house: FrontHouse, client: Client, pauses: Pauses, streaming: bool
+) -> None:
+    house.paid.script = [CHARGED]
+    with pytest.raises(Unavailable) as caught:
+        await (
+            anext(client.stream("acme/large", [user("hi")]))
+            if streaming
+            else client.generate("acme/large", [user("hi")])
+        )
+    assert ([], 1) == (pauses.seconds, len(house.paid.calls))
+    assert house.ledger.posted_nano_usd == caught.value.cost_nano_usd > 0
+
+
+async def test_a_request_that_is_too_large_is_never_told_to_come_again(
+    house: FrontHouse, client: Client
+) -> None:
+    for characters in (9_000_000, 40_000_000):  # beyond what the router, and what the client takes
+        with pytest.raises(InvalidRequest, match="Send less") as caught:
+            await client.generate("auto", [user("a" * characters)])
+        assert ("REQUEST_TOO_LARGE", None) == (
+            caught.value.reason, caught.value.retry_after_seconds,
+        )  # fmt: skip
 
 
 async def test_stream_that_broke_is_not_repeated(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock.router.breaker import PAUSE_SECONDS_MAX, Breaker, Permit
+from penstock.router.breaker import PAUSE_SECONDS_MAX, Breaker, Permit, Trip
 from support.clock import HandClock
 
 
@@ -13,7 +13,7 @@ def clock() -> HandClock:
 
 @pytest.fixture
 def breaker(clock: HandClock) -> Breaker:
-    return Breaker(failures=3, open_seconds=5, clock=clock)
+    return Breaker(lambda: Trip(3, 5), clock)
 
 
 def enter(breaker: Breaker) -> Permit:
@@ -132,3 +132,12 @@ def test_a_pause_that_is_asked_for_is_kept_and_bounded(breaker: Breaker, clock: 
     assert breaker.admits
     breaker.pause(10**9)
     assert breaker.retry_after_seconds == PAUSE_SECONDS_MAX
+
+
+def test_a_change_of_its_settings_reaches_a_breaker_at_its_next_failure(clock: HandClock) -> None:
+    settings = [Trip(failures=3, open_seconds=5)]
+    breaker = Breaker(lambda: settings[-1], clock)
+    enter(breaker).failed()
+    settings.append(Trip(failures=2, open_seconds=60))
+    enter(breaker).failed()
+    assert 60 == breaker.retry_after_seconds

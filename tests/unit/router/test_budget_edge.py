@@ -12,6 +12,7 @@ from penstock.core.errors import (
     FailedPrecondition,
     PenstockError,
     PermissionDenied,
+    Unauthenticated,
     Unavailable,
 )
 from penstock.router.backends.base import AttemptFailed, Billing, Chunk
@@ -141,12 +142,20 @@ async def test_a_refused_extension_ends_the_answer_where_the_hold_ends(refusal: 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("reason", ["KEY_REVOKED", "KEY_EXPIRED", "ACCOUNT_SUSPENDED"])
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Unauthenticated("not any more", reason="KEY_REVOKED"),
+        Unauthenticated("not any more", reason="KEY_EXPIRED"),
+        PermissionDenied("not any more", reason="ACCOUNT_SUSPENDED"),
+    ],
+    ids=lambda refusal: refusal.reason,
+)
 async def test_a_key_that_may_not_go_on_ends_the_answer_as_its_error_and_not_as_a_budget(
-    reason: str, stream: bool
+    refusal: PenstockError, stream: bool
 ):
     house = House(local=local_words(60), slice_tokens=20)
-    house.ledger.extension = PermissionDenied("not any more", reason=reason)
+    house.ledger.extension = refusal
     events: list[Event] = []
 
     async def read() -> None:
@@ -154,14 +163,14 @@ async def test_a_key_that_may_not_go_on_ends_the_answer_as_its_error_and_not_as_
             async for event in flow:
                 events.append(event)  # noqa: PERF401  what came before the error
 
-    with pytest.raises(PermissionDenied) as ended:
+    with pytest.raises(PenstockError) as ended:
         await read()
-    assert reason == ended.value.reason
+    assert ended.value is refusal
     assert (19 if stream else 0, []) == (len(text(events).split()), ends(events))
     assert 1 == house.local.closed_early
     assert 10 * 1_000 + 19 * LOCAL_OUTPUT == house.ledger.posted_nano_usd
     assert str(house.ledger.posted_nano_usd) == ended.value.metadata["cost_nano_usd"]
-    assert [reason] == [s.outcome for s in house.ledger.settled]
+    assert [refusal.reason] == [s.outcome for s in house.ledger.settled]
     assert [] == house.paid.calls
     assert (1, {}, []) == (len(house.ledger.extends), house.ledger.held, house.ledger.overages)
 

@@ -16,8 +16,8 @@ from penstock.core.errors import (
     BudgetExceeded,
     CreditExhausted,
     PenstockError,
-    PermissionDenied,
     RateLimited,
+    Unauthenticated,
 )
 from penstock.core.status import from_rpc_error
 from penstock.router.v1.router_pb2 import GenerateRequest
@@ -106,7 +106,7 @@ async def test_a_stream_over_grpc_says_budget_and_then_the_receipt(house: FrontH
     assert COST == replies[-1].receipt.cost_nano_usd == house.ledger.posted_nano_usd
 
 
-REVOKED = PermissionDenied("key key_1 is revoked; use another", reason="KEY_REVOKED")
+REVOKED = Unauthenticated("key key_1 is revoked; use another", reason="KEY_REVOKED")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -124,7 +124,7 @@ async def test_a_key_revoked_in_mid_stream_is_told_as_that_over_http(
         said = "".join(p["choices"][0]["delta"].get("content", "") for p in pieces)
         assert 19 == len(said.split())
     else:
-        assert 403 == answer.status_code
+        assert 401 == answer.status_code
         last = answer.json()
     assert REVOKED.message == last["error"]["message"]
     assert "KEY_REVOKED" == last["penstock"]["reason"]
@@ -148,7 +148,7 @@ async def test_a_key_revoked_in_mid_stream_is_told_as_that_over_grpc(
 
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await read()
-    assert grpc.StatusCode.PERMISSION_DENIED == failed.value.code()
+    assert grpc.StatusCode.UNAUTHENTICATED == failed.value.code()
     told = from_rpc_error(failed.value)
     assert ("KEY_REVOKED", str(COST)) == (told.reason, told.metadata["cost_nano_usd"])
     assert (19 if stream else 0) == len("".join(d.content for d in deltas).split())

@@ -14,6 +14,7 @@ from penstock.router.front import receipt_headers
 from penstock.router.http.errors import STATUS_OF_REASON
 from penstock.router.policy import Reason
 from penstock.router.v1.router_pb2 import Receipt
+from penstock.type.v1.chat_pb2 import Usage
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "calling.md").read_text()
@@ -33,33 +34,52 @@ BETWEEN_SERVICES = {"SERVICE_TOKEN_INVALID"}
 ROW = re.compile(r"^\| (`[A-Z_`, ]+`) \| `([A-Z_]+)` \| (\d+) \|", re.MULTILINE)
 
 
+def assigned(tree: ast.Module) -> Iterator[tuple[str, ast.expr]]:
+    """(name, value) of each assignment, also of those to several names at once."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Assign):
+            continue
+        for target in node.targets:
+            pairs = [(target, node.value)]
+            if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                pairs = list(zip(target.elts, node.value.elts, strict=True))
+            yield from ((name.id, value) for name, value in pairs if isinstance(name, ast.Name))
+
+
+def texts(value: ast.expr, tree: ast.Module) -> Iterator[str]:
+    """What an expression may be: its constants, and those of the names in it."""
+    for part in ast.walk(value):
+        if isinstance(part, ast.Constant) and isinstance(part.value, str):
+            yield part.value
+        elif isinstance(part, ast.Name):
+            for name, given in assigned(tree):
+                if name == part.id and isinstance(given, ast.Constant):
+                    yield str(given.value)
+
+
 def raised() -> Iterator[tuple[str, type[PenstockError]]]:
     """(reason, kind) of each error that is made with a reason of its own."""
     for path in SPOKEN_BY:
-        for node in ast.walk(ast.parse(path.read_text())):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
             if not isinstance(node, ast.Call):
                 continue
             name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
             kind = KINDS.get(node.func.id if isinstance(node.func, ast.Name) else name)
             for keyword in node.keywords:
                 if kind is not None and keyword.arg == "reason":
-                    for part in ast.walk(keyword.value):
-                        if isinstance(part, ast.Constant) and isinstance(part.value, str):
-                            yield part.value, kind
+                    yield from ((reason, kind) for reason in texts(keyword.value, tree))
 
 
-def spoken() -> dict[str, tuple[str, int]]:
-    """By reason: the gRPC code and the HTTP status."""
-    found: dict[str, type[PenstockError]] = {k.default_reason: k for k in KINDS.values()}
-    found |= {reason: refusals._REASONS[reason][0] for reason in OF_RESERVE}
-    found |= dict(raised())
-    # A key that is not known is no key to the client, and a missing account to the ledger.
-    found["KEY_UNKNOWN"] = errors.Unauthenticated
-    return {
-        reason: (kind.code.name, STATUS_OF_REASON.get(reason, kind.http_status))
-        for reason, kind in found.items()
-        if reason not in BETWEEN_SERVICES
-    }
+def spoken() -> dict[str, set[tuple[str, int]]]:
+    """By reason: the gRPC codes and the HTTP statuses that it comes with, whoever says it."""
+    pairs = [(kind.default_reason, kind) for kind in KINDS.values()]
+    pairs += [(reason, refusals._REASONS[reason][0]) for reason in OF_RESERVE]
+    found: dict[str, set[tuple[str, int]]] = {}
+    for reason, kind in [*pairs, *raised()]:
+        status = STATUS_OF_REASON.get(reason, kind.http_status)
+        found.setdefault(reason, set()).add((kind.code.name, status))
+    return found
 
 
 def on_page() -> dict[str, tuple[str, int]]:
@@ -75,7 +95,19 @@ def test_each_reason_with_its_codes() -> None:
     raised_reasons = {reason for reason, _ in raised()} - BETWEEN_SERVICES
     assert raised_reasons <= told.keys()
     known = spoken()
-    assert {r: told[r] for r in told if r in known} == {r: known[r] for r in told if r in known}
+    assert {r: {told[r]} for r in told if r in known} == {r: known[r] for r in told if r in known}
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("UPSTREAM_TIMEOUT", errors.UpstreamFailed),  # by a variable
+        ("ENGINE_DEAD", errors.UpstreamFailed),  # by a constant
+        ("CONTEXT_LENGTH_EXCEEDED", errors.InvalidRequest),  # in a condition
+    ],
+)
+def test_a_reason_is_found_however_it_is_written(reason: str, kind: type[PenstockError]) -> None:
+    assert (reason, kind) in set(raised())
 
 
 @pytest.mark.parametrize("reason", sorted(on_page()))
@@ -90,4 +122,5 @@ def test_each_reason_of_a_route(reason: Reason) -> None:
 
 
 def test_each_header_of_an_answer() -> None:
-    assert [name for name in receipt_headers(Receipt()) if f"`{name}`" not in PAGE] == []
+    names = receipt_headers(Receipt(), Usage())
+    assert [name for name in names if f"`{name}`" not in PAGE] == []

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from penstock.core.config import ConfigError
+from penstock.router.backends.providers import StandIn
 from penstock.router.config import read_config
 
 LEAST = {
@@ -30,17 +31,27 @@ def test_every_variable_is_read() -> None:
             "PENSTOCK_CACHE_ADDRESS": "cache:5",
             "PENSTOCK_CAPACITY_ADDRESS": "capacity:6",
             "PENSTOCK_STAND_IN": "openai",
+            "PENSTOCK_STAND_IN_URL": "http://stand-in:7/v1",
+            "PENSTOCK_STAND_IN_KEY": "sk-secret",
         }
     )
-    assert ("0.0.0.0:1", "[::]:2", "127.0.0.1:3", "quota:4", "cache:5", "capacity:6", "openai") == (
+    assert ("0.0.0.0:1", "[::]:2", "127.0.0.1:3", "quota:4", "cache:5", "capacity:6") == (
         config.grpc_listen,
         config.http_listen,
         config.metrics_listen,
         config.quota_address,
         config.cache_address,
         config.capacity_address,
-        config.stand_in,
     )
+    assert StandIn("openai", "http://stand-in:7/v1", "sk-secret") == config.stand_in
+
+
+def test_a_stand_in_is_told_whole() -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_config({**LEAST, "PENSTOCK_STAND_IN": "openai"})
+    assert ["PENSTOCK_STAND_IN_URL", "PENSTOCK_STAND_IN_KEY"] == [
+        fault.partition(":")[0] for fault in caught.value.faults
+    ]
 
 
 @pytest.mark.parametrize("address", ["nowhere", ":80", "host:", "host:http", "host:70000"])

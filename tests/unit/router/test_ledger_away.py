@@ -8,11 +8,11 @@ import pytest
 from penstock.core.deadline import Deadline
 from penstock.core.errors import DeadlineExceeded, Unavailable
 from penstock.core.ids import uuid7
-from penstock.core.ports import free_port
 from penstock.quota.v1.quota_pb2 import ReserveRequest, SettleRequest
 from penstock.router import ledger as ledger_module
 from penstock.router.ledger import QuotaLedger
 from support.fault_quota import Fault, FaultyQuota, ledger_at, serving
+from support.tcp import free_port
 from support.wait import until
 
 

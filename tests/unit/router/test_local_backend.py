@@ -10,8 +10,9 @@ import pytest
 from penstock.core.clock import SystemClock
 from penstock.core.deadline import Deadline
 from penstock.local.v1.local_pb2 import Load
-from penstock.router.backends.base import AttemptFailed, Billing, Call, Chunk
+from penstock.router.backends.base import AttemptFailed, Billing, Call, Chunk, Views
 from penstock.router.backends.local import LocalBackend
+from penstock.router.policy import Ask, plan, resolve
 from penstock.router.pools import Pools
 from support.chat import catalogue, chat
 from support.fake_replica import (
@@ -165,6 +166,27 @@ async def test_a_full_pool_is_waited_for_where_the_plan_says_so(
     for task in held:
         task.cancel()
     await asyncio.gather(*held, return_exceptions=True)
+
+
+async def test_of_a_burst_all_see_the_same_room_and_the_last_wait_for_it(
+    backend: LocalBackend, replica: FakeReplica, pools: Pools
+) -> None:
+    replica.script = [HANG]
+    ask = Ask(chat(), 1, local_only=False, deadline=Deadline.after(20))
+    route = resolve("local/small", CATALOGUE, [])
+    (planned,) = plan(ask, route, CATALOGUE, Views(pools=pools.views())).attempts
+    burst = [
+        asyncio.create_task(collect(backend, call(wait_seconds=planned.wait_seconds_max)))
+        for _ in range(8)
+    ]
+    await replica.called(6)
+    replica.script = [delta("at last"), last()]
+    for task in burst[:2]:
+        task.cancel()
+    assert ["at last"] * 2 == [text(await task) for task in burst[6:]]
+    for task in burst[2:6]:
+        task.cancel()
+    await asyncio.gather(*burst, return_exceptions=True)
 
 
 async def test_without_a_replica_the_error_says_so(backend: LocalBackend) -> None:

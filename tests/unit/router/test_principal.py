@@ -4,7 +4,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from penstock.core.errors import Unauthenticated, Unavailable
+from penstock.core.errors import PenstockError, PermissionDenied, Unauthenticated, Unavailable
 from penstock.quota.v1.quota_pb2 import Principal
 from penstock.router import principal as principals
 from penstock.router.principal import BELIEVED_SECONDS, Principals
@@ -33,10 +33,13 @@ class House:
     async def of(self, key: str = KEY) -> Principal:
         return await self.principals.of({"authorization": f"Bearer {key}"})
 
-    async def reason(self, key: str = KEY) -> str:
-        with pytest.raises(Unauthenticated) as caught:
+    async def error(self, key: str = KEY) -> PenstockError:
+        with pytest.raises(PenstockError) as caught:
             await self.of(key)
-        return caught.value.reason
+        return caught.value
+
+    async def reason(self, key: str = KEY) -> str:
+        return (await self.error(key)).reason
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
@@ -151,19 +154,20 @@ async def test_many_callers_of_one_key_share_one_question(house: House) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "reason"),
+    ("state", "kind", "reason"),
     [
-        (Principal.STATE_REVOKED, "KEY_REVOKED"),
-        (Principal.STATE_EXPIRED, "KEY_EXPIRED"),
-        (Principal.STATE_SUSPENDED, "ACCOUNT_SUSPENDED"),
-        (Principal.STATE_UNSPECIFIED, "KEY_UNKNOWN"),
+        (Principal.STATE_REVOKED, Unauthenticated, "KEY_REVOKED"),
+        (Principal.STATE_EXPIRED, Unauthenticated, "KEY_EXPIRED"),
+        (Principal.STATE_SUSPENDED, PermissionDenied, "ACCOUNT_SUSPENDED"),
+        (Principal.STATE_UNSPECIFIED, Unauthenticated, "KEY_UNKNOWN"),
     ],
 )
 async def test_keys_that_are_not_active_say_why(
-    house: House, state: Principal.State, reason: str
+    house: House, state: Principal.State, kind: type[PenstockError], reason: str
 ) -> None:
     house.quota.put(state=state)
-    assert reason == await house.reason()
+    error = await house.error()
+    assert (kind, reason) == (type(error), error.reason)
 
 
 async def test_key_expires_by_our_own_clock(house: House) -> None:

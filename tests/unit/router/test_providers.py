@@ -10,12 +10,12 @@ from penstock.core.clock import SystemClock
 from penstock.core.deadline import Deadline
 from penstock.router.backends.base import AttemptFailed, Call, PoolView, ProviderView, Views
 from penstock.router.backends.local import LocalBackend
-from penstock.router.backends.providers import Providers
+from penstock.router.backends.providers import Providers, StandIn
 from penstock.router.landscape import LiveLandscape
 from penstock.router.pools import Pools
 from support.chat import CATALOGUE_YAML, catalogue, chat
 from support.fake_replica import FakeReplica, snapshot
-from support.fake_upstream import FakeUpstream, piece, sse, usage
+from support.fake_upstream import FakeUpstream, failing, piece, sse, usage
 
 BEFORE = catalogue()
 WITHOUT_PROVIDERS = BEFORE.model_copy(update={"providers": {}})
@@ -33,11 +33,15 @@ async def make(upstream: FakeUpstream) -> AsyncIterator[object]:
     async with AsyncExitStack() as stack:
 
         def build(
-            text: Catalogue = BEFORE, *, key: str | None = "k", stand_in: str | None = None
+            text: Catalogue = BEFORE,
+            *,
+            key: str | None = "k",
+            environ: dict[str, str] | None = None,
+            stand_in: StandIn | None = None,
         ) -> Providers:
-            environ = {"OPENAI_BASE_URL": upstream.base_url} | (
-                {"OPENAI_API_KEY": key} if key is not None else {}
-            )
+            if environ is None:
+                environ = {"ACME_BASE_URL": upstream.base_url}
+                environ |= {"ACME_API_KEY": key} if key is not None else {}
             made = Providers(text, environ=environ, clock=SystemClock(), stand_in=stand_in)
             stack.push_async_callback(made.close)
             return made
@@ -70,8 +74,49 @@ async def test_a_provider_without_a_key_is_off(make, upstream, key) -> None:
     assert upstream.bodies == []
 
 
-async def test_a_stand_in_is_called_by_its_name(make) -> None:
-    assert make(stand_in="acme").views()["acme"].label == "acme-stand-in"
+OTHER = """
+version: 1
+providers:
+  openai: {api_key_env: MY_OPENAI_KEY}
+  groq: {base_url: https://api.groq.example/v1, api_key_env: GROQ_API_KEY}
+"""
+STAND_IN = StandIn("openai", "http://127.0.0.1:9/v1", "stand-in-key")
+
+
+def accesses(providers: Providers) -> dict[str, tuple[str, str, str | None]]:
+    found = {name: providers.backend(name).access for name in providers.views()}
+    return {name: (a.label, a.base_url, a.api_key) for name, a in found.items()}
+
+
+async def test_a_provider_is_sent_its_own_key_alone(make) -> None:
+    providers = make(catalogue(OTHER), environ={"OPENAI_API_KEY": "a", "MY_OPENAI_KEY": "b"})
+    assert accesses(providers) == {
+        "openai": ("openai", "https://api.openai.com/v1", "b"),
+        "groq": ("groq", "https://api.groq.example/v1", None),
+    }
+
+
+async def test_a_stand_in_plays_one_provider_by_a_name_of_its_own(make) -> None:
+    providers = make(catalogue(OTHER), environ={"OPENAI_BASE_URL": "http://x"}, stand_in=STAND_IN)
+    assert accesses(providers) == {
+        "openai": ("openai-stand-in", "http://127.0.0.1:9/v1", "stand-in-key"),
+        "groq": ("groq", "https://api.groq.example/v1", None),
+    }
+    assert "stand-in-key" not in repr(STAND_IN)
+
+
+async def test_a_reload_of_the_breakers_settings_reaches_those_that_are_there(
+    make, upstream
+) -> None:
+    providers = make()
+    before = providers.backend("acme")
+    upstream.answer = failing(500)
+    quick = BEFORE.routing.model_copy(update={"breaker_failures": 1, "breaker_open_seconds": 60})
+    providers.update(BEFORE.model_copy(update={"routing": quick}))
+    assert providers.backend("acme") is before
+    with pytest.raises(AttemptFailed):
+        await text(providers)
+    assert before.view.retry_after_seconds > 30
 
 
 async def test_keys_are_never_printed(make) -> None:

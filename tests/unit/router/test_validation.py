@@ -2,8 +2,10 @@
 
 import json
 import math
+from typing import get_args
 
 import pytest
+from openai.types.shared import ReasoningEffort
 
 from penstock.core.assemble import joined
 from penstock.core.errors import InvalidRequest, NotFound, PenstockError, PermissionDenied
@@ -12,6 +14,7 @@ from penstock.quota.v1.quota_pb2 import Principal
 from penstock.router.v1.router_pb2 import GenerateRequest
 from penstock.router.validation import checked_deadline, validate
 from penstock.router.validation.faults import TEXT_CHARACTERS_MAX
+from penstock.router.validation.sampling import REASONING_EFFORTS
 from penstock.type.v1.chat_pb2 import (
     FINISH_REASON_STOP,
     ROLE_ASSISTANT,
@@ -42,6 +45,13 @@ def test_bad_input_names_field_limit_and_remedy(
     assert field in told
     assert words in " ".join(told.values())
     assert field in caught.value.message
+
+
+def test_the_efforts_that_are_taken_are_those_of_openais_sdk() -> None:
+    efforts = [word for kind in get_args(ReasoningEffort) for word in get_args(kind)]
+    assert list(REASONING_EFFORTS) == efforts
+    for effort in efforts:
+        validate(ask(chat(reasoning_effort=effort), model="acme/thinker"), catalogue(), Principal())
 
 
 async def test_no_bad_input_holds_or_sends_anything_over_the_wire() -> None:

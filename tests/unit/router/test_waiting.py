@@ -1,7 +1,6 @@
 """A provider's limit is waited for, in turn and in time; a limit of the caller's own is not."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -10,6 +9,7 @@ from penstock.core.clock import SystemClock
 from penstock.core.deadline import Deadline
 from penstock.core.errors import PenstockError, RateLimited
 from penstock.router.waiting import Limits, Waiting
+from support.clock import HandClock
 from support.ports import limited
 from support.wait import until
 
@@ -41,6 +41,32 @@ def waiting() -> Waiting:
     return Waiting(lambda: Limits(waiting_max=3, margin_seconds=0.1), SystemClock())
 
 
+class WatchedClock(HandClock):
+    """It stands still, and counts how often somebody looks."""
+
+    looks = 0
+
+    def monotonic_seconds(self) -> float:
+        self.looks += 1
+        return super().monotonic_seconds()
+
+    async def looked_at(self) -> None:
+        """Until whoever waits has looked once more."""
+        looks = self.looks
+        await until(lambda: self.looks > looks)
+
+
+@pytest.fixture
+def clock() -> WatchedClock:
+    return WatchedClock()
+
+
+@pytest.fixture
+def by_hand(clock: WatchedClock) -> Waiting:
+    """As `waiting`, on the clock that a test moves."""
+    return Waiting(lambda: Limits(waiting_max=3, margin_seconds=0.1), clock)
+
+
 def soon(seconds: float = 10) -> Deadline:
     return Deadline.after(seconds)
 
@@ -52,17 +78,21 @@ async def test_who_is_not_refused_does_not_wait(waiting: Waiting, gate: Gate):
 
 
 async def test_a_window_that_ends_in_time_is_waited_for_and_asked_again(
-    waiting: Waiting, gate: Gate
+    by_hand: Waiting, clock: WatchedClock, gate: Gate
 ):
-    gate.refusal = limited(after_seconds=0.2)
-    began = time.monotonic()
-    task = asyncio.create_task(waiting.admitted("acme", soon(), gate.reserve("a")))
-    await until(lambda: waiting.count == 1)
+    gate.refusal = limited(after_seconds=0.02)
+    task = asyncio.create_task(
+        by_hand.admitted("acme", Deadline.after(10, clock), gate.reserve("a"))
+    )
+    await until(lambda: by_hand.count == 1)
     gate.refusal = None
+    clock.now += 0.019
+    await clock.looked_at()
+    assert ["a"] == gate.asked
+    clock.now += 0.001
     await task
     assert ["a", "a"] == gate.asked  # once, and once when its time had come
-    assert 0.2 <= time.monotonic() - began < 2
-    assert 0 == waiting.count
+    assert 0 == by_hand.count
 
 
 @pytest.mark.parametrize("kind", ["key", "team", "org"])
@@ -110,36 +140,42 @@ async def test_the_queue_is_first_come_first_served_and_newcomers_do_not_overtak
     assert ["a", "b", "c"] == done
 
 
-async def test_a_full_queue_refuses_with_the_time_that_is_true_now(waiting: Waiting, gate: Gate):
+async def test_a_full_queue_refuses_with_the_time_that_is_true_now(
+    by_hand: Waiting, clock: WatchedClock, gate: Gate
+):
     gate.refusal = limited(after_seconds=2)
+    deadline = Deadline.after(10, clock)
     tasks = [
-        asyncio.create_task(waiting.admitted("acme", soon(), gate.reserve(name))) for name in "abc"
+        asyncio.create_task(by_hand.admitted("acme", deadline, gate.reserve(name)))
+        for name in "abc"
     ]
-    await until(lambda: waiting.count == 3)
-    await asyncio.sleep(0.2)
+    await until(lambda: by_hand.count == 3)
+    clock.now += 0.25
     with pytest.raises(RateLimited) as refused:
-        await waiting.admitted("acme", soon(), gate.reserve("d"))
-    assert refused.value.retry_after_seconds == pytest.approx(1.8, abs=0.15)
+        await by_hand.admitted("acme", deadline, gate.reserve("d"))
+    assert 1.75 == refused.value.retry_after_seconds
     assert "pool_1" == refused.value.metadata["account_id"]
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    assert 0 == waiting.count
+    assert 0 == by_hand.count
 
 
 async def test_an_end_of_an_own_attempt_wakes_the_first_of_those_that_wait_for_a_call(
-    waiting: Waiting, gate: Gate
+    by_hand: Waiting, clock: WatchedClock, gate: Gate
 ):
-    await waiting.admitted("acme", soon(), gate.reserve("first"))
+    deadline = Deadline.after(600, clock)
+    await by_hand.admitted("acme", deadline, gate.reserve("first"))
     gate.refusal = limited(unit="in_flight", after_seconds=3600)
     # Its hold would expire long after the deadline, but the call may end at any time.
-    task = asyncio.create_task(waiting.admitted("acme", soon(), gate.reserve("a")))
-    await until(lambda: waiting.count == 1)
+    task = asyncio.create_task(by_hand.admitted("acme", deadline, gate.reserve("a")))
+    await until(lambda: by_hand.count == 1)
     gate.refusal = None
-    began = time.monotonic()
-    waiting.ended("acme")
-    await task
-    assert time.monotonic() - began < 1
+    by_hand.ended("acme")
+    # No time has passed: it is the end that wakes it.
+    async with asyncio.timeout(10):
+        await task
+    assert ["first", "a", "a"] == gate.asked
 
 
 async def test_an_end_that_came_while_the_refusal_was_on_its_way_is_not_missed(waiting: Waiting):
@@ -159,14 +195,15 @@ async def test_an_end_that_came_while_the_refusal_was_on_its_way_is_not_missed(w
 
 
 async def test_a_limit_in_requests_is_not_asked_about_when_an_attempt_ends(
-    waiting: Waiting, gate: Gate
+    by_hand: Waiting, clock: WatchedClock, gate: Gate
 ):
-    await waiting.admitted("acme", soon(), gate.reserve("first"))
-    gate.refusal = limited(unit="requests", after_seconds=5)
-    task = asyncio.create_task(waiting.admitted("acme", soon(), gate.reserve("a")))
-    await until(lambda: waiting.count == 1)
-    waiting.ended("acme")
-    await asyncio.sleep(0.05)
+    deadline = Deadline.after(10, clock)
+    await by_hand.admitted("acme", deadline, gate.reserve("first"))
+    gate.refusal = limited(unit="requests", after_seconds=0.02)
+    task = asyncio.create_task(by_hand.admitted("acme", deadline, gate.reserve("a")))
+    await until(lambda: by_hand.count == 1)
+    by_hand.ended("acme")
+    await clock.looked_at()
     assert ["first", "a"] == gate.asked
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
@@ -190,14 +227,20 @@ async def test_a_client_that_hangs_up_leaves_at_once_and_the_next_is_first(
     assert "b" == gate.asked[-1]
 
 
-async def test_whoever_waits_too_long_is_told_when_it_frees_up(waiting: Waiting, gate: Gate):
-    await waiting.admitted("acme", soon(), gate.reserve("first"))
+async def test_whoever_waits_too_long_is_told_when_it_frees_up(
+    by_hand: Waiting, clock: WatchedClock, gate: Gate
+):
+    await by_hand.admitted("acme", Deadline.after(10, clock), gate.reserve("first"))
     gate.refusal = limited(unit="in_flight", after_seconds=60)
-    began = time.monotonic()
+    deadline = Deadline.after(0.125, clock)
+    task = asyncio.create_task(by_hand.admitted("acme", deadline, gate.reserve("a")))
+    await until(lambda: by_hand.count == 1)
+    await clock.looked_at()
+    assert not task.done()
+    clock.now += 0.0625  # the margin of 0.1 s is left over
     with pytest.raises(RateLimited) as refused:
-        await waiting.admitted("acme", soon(0.4), gate.reserve("a"))
-    assert 0.25 < time.monotonic() - began < 0.6  # the margin is left over
-    assert refused.value.retry_after_seconds == pytest.approx(59.7, abs=0.3)
+        await task
+    assert 60 - 0.0625 == refused.value.retry_after_seconds
 
 
 async def test_those_behind_go_on_to_the_next_target_once_it_is_known_to_be_too_late(

@@ -184,14 +184,13 @@ class OpenAIBackend:
                 async for chunk in chunks:
                     yield chunk
             permit.succeeded()
-        except errors.InvalidRequest as error:
-            raise AttemptFailed(error, billing=Billing.NOTHING, fall_back=False) from None
         except _DeadlinePassed:
             raise deadline_passed(Billing.UNKNOWN) from None
         except PROVIDER_FAULTS as failure:
             verdict = judge(
                 failure,
                 label=self.access.label,
+                chat=call.input,
                 has_delivered=progress.has_delivered,
                 now_unix_seconds=self._clock.unix_seconds(),
             )

@@ -26,6 +26,7 @@ import openai
 from penstock.core import errors
 from penstock.router.backends.base import AttemptFailed, Billing
 from penstock.router.breaker import PAUSE_SECONDS_MAX
+from penstock.type.v1.chat_pb2 import ChatInput
 
 QUOTA_PAUSE_SECONDS = 60.0
 """After "the account has no credit left": somebody has to pay, which takes minutes at least."""
@@ -42,6 +43,9 @@ _NOT_REACHED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 _MODEL_MISSING = frozenset({"model_not_found", "model_not_available", "invalid_model"})
 _TOO_LONG = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 _NO_CREDIT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})
+_OTHER_NAMES = {"max_completion_tokens": "max_tokens"}
+"""Of parameters that are not called as our fields."""
+
 _SECRET = re.compile(r"\b(?:sk|pk|rk|key)-[\w*.-]{4,}", re.ASCII)
 
 
@@ -67,11 +71,19 @@ class Verdict:
 
 
 def judge(
-    failure: Exception, *, label: str, has_delivered: bool, now_unix_seconds: float
+    failure: Exception, *, label: str, chat: ChatInput, has_delivered: bool, now_unix_seconds: float
 ) -> Verdict:
-    """What `failure` means. `has_delivered`: the client may already have a part of the answer."""
+    """What `failure` means.
+
+    Args:
+        failure: What the call raised.
+        label: The provider.
+        chat: What was asked of it.
+        has_delivered: The client may already have a part of the answer.
+        now_unix_seconds: For a Retry-After that is a date.
+    """
     if isinstance(failure, openai.APIStatusError):
-        return _of_status(failure, label, now_unix_seconds)
+        return _of_status(failure, label, chat, now_unix_seconds)
     if isinstance(failure, openai.APIConnectionError) and isinstance(
         failure.__cause__, _NOT_REACHED
     ):
@@ -82,7 +94,7 @@ def judge(
         )
         return Verdict(_attempt(error, Billing.NOTHING), trips=True)
     if type(failure) is openai.APIError and not has_delivered and _is_request_fault(failure):
-        return _invalid(failure.body, label)
+        return _invalid(failure.body, label, chat)
     return _broken(failure, label, has_delivered=has_delivered)
 
 
@@ -92,7 +104,9 @@ def _attempt(
     return AttemptFailed(error, billing=billing, fall_back=fall_back)
 
 
-def _of_status(failure: openai.APIStatusError, label: str, now_unix_seconds: float) -> Verdict:
+def _of_status(
+    failure: openai.APIStatusError, label: str, chat: ChatInput, now_unix_seconds: float
+) -> Verdict:
     status, words = failure.status_code, _words(failure.body)
     wait = retry_after_seconds(failure.response.headers, now_unix_seconds)
     facts = {"provider": label, "upstream_status": str(status)}
@@ -105,7 +119,7 @@ def _of_status(failure: openai.APIStatusError, label: str, now_unix_seconds: flo
         )
         return Verdict(_attempt(missing, Billing.NOTHING))
     if status in BAD_REQUEST_STATUSES:
-        return _invalid(failure.body, label)
+        return _invalid(failure.body, label, chat)
     if status in CREDENTIAL_STATUSES:
         refused = errors.FailedPrecondition(
             f"{label} refuses the credentials that this router is configured with; "
@@ -143,15 +157,32 @@ def _rate_limited(
     return Verdict(_attempt(error, Billing.NOTHING), trips=wait is None, pause_seconds=wait)
 
 
-def _invalid(body: object, label: str) -> Verdict:
+def _invalid(body: object, label: str, chat: ChatInput) -> Verdict:
     is_too_long = bool(_words(body) & _TOO_LONG)
+    text = f"{label} refuses the request: {_text(body)}"
+    field = _prompt_of(chat) if is_too_long else _field_at_fault(body)
     error = errors.InvalidRequest(
-        f"{label} refuses the request: {_text(body)}",
+        f"{field}: {text}" if field else text,
         reason="CONTEXT_LENGTH_EXCEEDED" if is_too_long else None,
         metadata={"provider": label},
+        violations=[errors.FieldViolation(field, text)] if field else (),
     )
     # What is too long here may fit elsewhere; any other fault is the request's own.
     return Verdict(_attempt(error, Billing.NOTHING, fall_back=is_too_long))
+
+
+def _prompt_of(chat: ChatInput) -> str:
+    return "input.prompt" if chat.HasField("prompt") else "input.messages"
+
+
+def _field_at_fault(body: object) -> str | None:
+    """The provider's `param` as the proto's path; None: it names none that we know.
+
+    The details behind a dot or bracket are left out: they have other names here.
+    """
+    name = re.split(r"[.\[]", str(_fields(body).get("param") or ""), maxsplit=1)[0]
+    name = _OTHER_NAMES.get(name, name)
+    return f"input.{name}" if name in ChatInput.DESCRIPTOR.fields_by_name else None
 
 
 def _broken(failure: Exception, label: str, *, has_delivered: bool) -> Verdict:

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from penstock.core.catalogue import PaidModel
-from penstock.core.errors import FieldViolation, InvalidRequest
 from penstock.type.v1 import chat_pb2
 
 Params = dict[str, Any]
@@ -48,9 +47,7 @@ _SAMPLING = (
 
 def params_of(chat: chat_pb2.ChatInput, name: str, model: PaidModel) -> Params:
     """Keyword arguments of `chat.completions.create`, or of `completions.create` for a raw prompt.
-
-    Raises:
-        InvalidRequest: JSON text that is none.
+    The chat was validated: its schemas are JSON.
     """
     params: Params = {
         "model": model.upstream_name or name,
@@ -88,7 +85,7 @@ def _chat(chat: chat_pb2.ChatInput, model: PaidModel) -> Params:
     if chat.HasField("reasoning_effort"):
         params["reasoning_effort"] = chat.reasoning_effort
     if chat.tools:
-        params["tools"] = [_tool(tool, i) for i, tool in enumerate(chat.tools)]
+        params["tools"] = [_tool(tool) for tool in chat.tools]
         if chat.HasField("parallel_tool_calls"):
             params["parallel_tool_calls"] = chat.parallel_tool_calls
         if chat.tool_choice.function_name:
@@ -137,12 +134,12 @@ def _part(part: chat_pb2.ContentPart) -> Params:
     return {"type": "text", "text": part.text}
 
 
-def _tool(tool: chat_pb2.Tool, index: int) -> Params:
+def _tool(tool: chat_pb2.Tool) -> Params:
     function: Params = {"name": tool.name}
     if tool.description:
         function["description"] = tool.description
     if tool.parameters_json:
-        function["parameters"] = _json(tool.parameters_json, f"tools[{index}].parameters")
+        function["parameters"] = json.loads(tool.parameters_json)
     if tool.HasField("strict"):
         function["strict"] = tool.strict
     return {"type": "function", "function": function}
@@ -158,20 +155,13 @@ def _response_format(wanted: chat_pb2.ResponseFormat) -> Params:
         return {}
     schema: Params = {
         "name": wanted.schema_name or "answer",
-        "schema": _json(wanted.schema_json, "response_format.json_schema.schema"),
+        "schema": json.loads(wanted.schema_json),
     }
     if wanted.schema_description:
         schema["description"] = wanted.schema_description
     if wanted.HasField("strict"):
         schema["strict"] = wanted.strict
     return {"response_format": {"type": "json_schema", "json_schema": schema}}
-
-
-def _json(text: str, field: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise InvalidRequest.of([FieldViolation(field, f"is no valid JSON: {error}")]) from None
 
 
 def deltas_of(chunk: Any) -> list[chat_pb2.ChoiceDelta]:

@@ -2,13 +2,23 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from penstock.core import errors
 from penstock.core.catalogue import STAND_IN_SUFFIX, Catalogue, Provider
 from penstock.core.clock import Clock
 from penstock.router.backends.base import AttemptFailed, Billing, ProviderView
 from penstock.router.backends.openai import Access, OpenAIBackend
-from penstock.router.breaker import Breaker
+from penstock.router.breaker import Breaker, trip_of
+
+
+@dataclass(frozen=True, slots=True)
+class StandIn:
+    """What plays a provider on this machine, whatever the catalogue says of that one's access."""
+
+    provider: str
+    base_url: str
+    api_key: str = field(repr=False)
 
 
 class Providers:
@@ -16,7 +26,7 @@ class Providers:
 
     Args:
         environ: The process's variables, read once: the catalogue names those of keys and URLs.
-        stand_in: The provider that a stand-in plays; None: all are real.
+        stand_in: None: all are real.
     """
 
     def __init__(
@@ -25,7 +35,7 @@ class Providers:
         *,
         environ: Mapping[str, str],
         clock: Clock,
-        stand_in: str | None = None,
+        stand_in: StandIn | None = None,
     ) -> None:
         self._environ = environ
         self._clock = clock
@@ -36,6 +46,7 @@ class Providers:
 
     def update(self, catalogue: Catalogue) -> None:
         """Takes over a new catalogue. Streams of what is changed or gone run to their end."""
+        self._routing = catalogue.routing
         for name in [n for n in self._backends if n not in catalogue.providers]:
             self._retire(self._backends.pop(name))
         for name, spec in catalogue.providers.items():
@@ -46,11 +57,7 @@ class Providers:
                 continue
             if known is not None:
                 self._retire(known)
-            breaker = Breaker(
-                failures=catalogue.routing.breaker_failures,
-                open_seconds=catalogue.routing.breaker_open_seconds,
-                clock=self._clock,
-            )
+            breaker = Breaker(lambda: trip_of(self._routing), self._clock)
             self._backends[name] = OpenAIBackend(
                 spec=spec, access=access, breaker=breaker, clock=self._clock
             )
@@ -80,11 +87,17 @@ class Providers:
         await asyncio.gather(*self._retiring)
 
     def _access(self, name: str, spec: Provider) -> Access:
+        played = self._stand_in
+        if played is not None and played.provider == name:
+            return Access(name + STAND_IN_SUFFIX, played.base_url, played.api_key)
         return Access(
-            label=name + STAND_IN_SUFFIX if name == self._stand_in else name,
-            base_url=self._environ.get(spec.base_url_env) or spec.base_url,
-            api_key=self._environ.get(spec.api_key_env) or None,
+            label=name,
+            base_url=self._variable(spec.base_url_env) or spec.base_url,
+            api_key=self._variable(spec.api_key_env),
         )
+
+    def _variable(self, name: str | None) -> str | None:
+        return (name and self._environ.get(name)) or None
 
     def _retire(self, backend: OpenAIBackend) -> None:
         task = asyncio.ensure_future(backend.retire())

@@ -70,7 +70,7 @@ def _whole_response(
     return Response(
         _encode(bodies.whole(shape, answer.choices(), done, started)),
         headers={
-            **receipt_headers(done.receipt),
+            **receipt_headers(done.receipt, done.usage),
             "x-request-id": request_id,
             "content-type": "application/json",
         },

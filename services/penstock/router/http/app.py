@@ -14,12 +14,13 @@ from penstock.core.errors import Cancelled, InvalidRequest, NotFound
 from penstock.core.health import Health
 from penstock.core.status import told
 from penstock.core.telemetry_context import from_headers
+from penstock.quota.v1.quota_pb2 import Principal
 from penstock.router.front import Asked, Front
 from penstock.router.http import bodies, parse
 from penstock.router.http.answer import Hangup, Stream, whole
 from penstock.router.http.bodies import ChatShape, CompletionShape, Shape
 from penstock.router.http.chunks import Chunks
-from penstock.router.http.errors import response_of
+from penstock.router.http.errors import renamed, response_of
 from penstock.router.http.headers import TIMEOUT_HEADER
 from penstock.router.validation.request import too_large
 
@@ -80,28 +81,38 @@ class Api:
         return await self._generate(request, parse.completion, CompletionShape())
 
     async def _generate(self, request: Request, parser: Parse, shape: Shape) -> Response | Stream:
+        # All that follows comes out of the caller's time.
+        arrived_at = self._front.clock.monotonic_seconds()
         # The key comes first: nobody without one makes us read and parse a body.
         principal = await self._front.principals.of(request.headers)
         body = await self._body(request)
         parsed = parser(body, request.headers)
         asked = Asked(
             parsed.message,
+            arrived_at=arrived_at,
             timeout_seconds=parsed.timeout_seconds,
             deadline_field=TIMEOUT_HEADER,
             stream=parsed.stream,
             traceparent=from_headers(request.headers),
-            rename=parsed.rename,
         )
+        try:
+            chunks = Chunks(shape, include_usage=parsed.include_usage)
+            return await self._answer(request, asked, principal, shape, chunks)
+        except InvalidRequest as error:
+            raise renamed(error, parsed.rename) from None
+
+    async def _answer(
+        self, request: Request, asked: Asked, principal: Principal, shape: Shape, chunks: Chunks
+    ) -> Response | Stream:
         request_id: str = request.state.request_id
         running = self._front.start(self._front.request(asked, principal, request_id))
         hangup = Hangup(request.receive, running)
         handed_over = False
         try:
-            if not parsed.stream:
+            if not asked.stream:
                 return await whole(running, shape, request_id)
             first = await running.batch()
             handed_over = True
-            chunks = Chunks(shape, include_usage=parsed.include_usage)
             return Stream(running, hangup, chunks, first, request_id)
         finally:
             if not handed_over:

@@ -1,5 +1,7 @@
 """Answers in OpenAI's shape: whole ones, and the chunks of a stream. Pure."""
 
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Protocol
 
 from penstock.core.assemble import finish_word, refusal_of, text_of
@@ -29,7 +31,9 @@ class Shape(Protocol):
 
     def choice(self, choice: Choice) -> Json: ...
 
-    def piece(self, delta: ChoiceDelta, *, first: bool) -> Json: ...
+    def piece(self, delta: ChoiceDelta, *, first: bool, offset: int) -> Json:
+        """`offset`: characters of the choice's tokens in the pieces before."""
+        ...
 
 
 class ChatShape:
@@ -59,7 +63,8 @@ class ChatShape:
             "finish_reason": _finish(choice.finish_reason),
         }
 
-    def piece(self, delta: ChoiceDelta, *, first: bool) -> Json:
+    def piece(self, delta: ChoiceDelta, *, first: bool, offset: int) -> Json:
+        del offset
         told: Json = {"role": "assistant", "content": ""} if first else {}
         if delta.content:
             told["content"] = delta.content
@@ -84,16 +89,16 @@ class CompletionShape:
         return {
             "index": choice.index,
             "text": text_of(choice.message),
-            "logprobs": _text_logprobs(choice.logprobs),
+            "logprobs": _text_logprobs(choice.logprobs, 0),
             "finish_reason": _finish(choice.finish_reason),
         }
 
-    def piece(self, delta: ChoiceDelta, *, first: bool) -> Json:
+    def piece(self, delta: ChoiceDelta, *, first: bool, offset: int) -> Json:
         del first
         return {
             "index": delta.index,
             "text": delta.content,
-            "logprobs": _text_logprobs(delta.logprobs),
+            "logprobs": _text_logprobs(delta.logprobs, offset),
             "finish_reason": _finish(delta.finish_reason),
         }
 
@@ -179,6 +184,8 @@ def model(found: Model, created_unix_seconds: int) -> Json:
         ours["output_nano_usd_per_mtok"] = found.output_nano_usd_per_mtok
     if found.HasField("ready_replicas"):
         ours["ready_replicas"] = found.ready_replicas
+    if found.HasField("supports_tools"):
+        ours["supports_tools"] = found.supports_tools
     return {**told, "penstock": ours}
 
 
@@ -216,16 +223,16 @@ def _token(one: TokenLogprob) -> Json:
     }
 
 
-def _text_logprobs(found: Any) -> Json | None:
+def token_characters(found: Sequence[TokenLogprob]) -> int:
+    return sum(len(one.token) for one in found)
+
+
+def _text_logprobs(found: Sequence[TokenLogprob], offset: int) -> Json | None:
     if not found:
         return None
-    offsets, at = [], 0
-    for one in found:
-        offsets.append(at)
-        at += len(one.token)
     return {
         "tokens": [one.token for one in found],
         "token_logprobs": [one.logprob for one in found],
         "top_logprobs": [{t.token: t.logprob for t in one.top_logprobs} for one in found],
-        "text_offset": offsets,
+        "text_offset": list(accumulate((len(one.token) for one in found[:-1]), initial=offset)),
     }

@@ -1,5 +1,6 @@
 """A flow's events as server-sent events of OpenAI's stream. Pure."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 import msgspec
@@ -34,6 +35,7 @@ class Chunks:
         self._include_usage = include_usage
         self._started: Started | None = None
         self._spoke: set[int] = set()
+        self._offsets: Counter[int] = Counter()
         self._held: Json | None = None
 
     def feed(self, batch: list[Event]) -> bytes:
@@ -57,17 +59,22 @@ class Chunks:
         self._spoke.add(delta.index)
         finish_reason = delta.finish_reason
         if finish_reason == FINISH_REASON_UNSPECIFIED:
-            yield self._chunk([self._shape.piece(delta, first=first)])
+            yield self._piece(delta, first=first)
             return
         # The reason comes in a chunk of its own, as with OpenAI.
         said = ChoiceDelta()
         said.CopyFrom(delta)
         said.ClearField("finish_reason")
         if first or said != ChoiceDelta(index=delta.index):
-            yield self._chunk([self._shape.piece(said, first=first)])
+            yield self._piece(said, first=first)
         yield from self._release()
         end = ChoiceDelta(index=delta.index, finish_reason=finish_reason)
-        self._held = self._chunk([self._shape.piece(end, first=False)])
+        self._held = self._piece(end, first=False)
+
+    def _piece(self, delta: ChoiceDelta, *, first: bool) -> Json:
+        offset = self._offsets[delta.index]
+        self._offsets[delta.index] += bodies.token_characters(delta.logprobs)
+        return self._chunk([self._shape.piece(delta, first=first, offset=offset)])
 
     def _release(self) -> Iterator[Json]:
         if self._held is not None:

@@ -1,13 +1,14 @@
 """PenstockError in OpenAI's shape: status, headers, `{"error": {message, type, param, code}}`."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from starlette.responses import Response
 
 from penstock.core import errors
-from penstock.core.errors import PenstockError
+from penstock.core.errors import FieldViolation, InvalidRequest, PenstockError
 from penstock.router.front import error_headers
 
 _encode = msgspec.json.Encoder().encode
@@ -23,6 +24,8 @@ STATUS_OF_REASON = {
 CODE_OF_REASON = {
     "KEY_MISSING": "invalid_api_key",
     "KEY_UNKNOWN": "invalid_api_key",
+    "KEY_REVOKED": "invalid_api_key",
+    "KEY_EXPIRED": "invalid_api_key",
     "BUDGET_EXCEEDED": "insufficient_quota",
     "CREDIT_EXHAUSTED": "insufficient_quota",
     "RATE_LIMITED": "rate_limit_exceeded",
@@ -38,7 +41,15 @@ NO_RETRY = (
     errors.Conflict,
     errors.StreamBroken,
 )
-"""OpenAI's SDKs retry 409, 429 and 5xx by themselves: of no use here, or it would be paid twice."""
+"""Asked again they fail again, or what was delivered is paid twice."""
+
+
+def renamed(error: InvalidRequest, rename: Callable[[str], str]) -> InvalidRequest:
+    """The same faults; `rename`: from the proto's path of a field to OpenAI's name."""
+    if not error.violations:
+        return error
+    told = [FieldViolation(rename(v.field), v.description) for v in error.violations]
+    return InvalidRequest.of(told, reason=error.reason, metadata=error.metadata)
 
 
 def status_of(error: PenstockError) -> int:
@@ -78,7 +89,8 @@ def response_of(
         seconds = max(0.0, error.retry_after_seconds)
         headers["retry-after"] = str(math.ceil(seconds))
         headers["retry-after-ms"] = str(math.ceil(seconds * 1000))
-    if isinstance(error, NO_RETRY) or _can_never_succeed(error):
+    if isinstance(error, NO_RETRY) or error.cost_nano_usd > 0 or _can_never_succeed(error):
+        # OpenAI's SDKs retry 409, 429 and 5xx by themselves.
         headers["x-should-retry"] = "false"
     if isinstance(error, errors.Unauthenticated):
         headers["www-authenticate"] = "Bearer"
@@ -104,6 +116,4 @@ def _type_of(error: PenstockError) -> str:
 
 
 def _param_of(error: PenstockError) -> str | None:
-    if error.reason == "CONTEXT_LENGTH_EXCEEDED":
-        return "messages"
     return "model" if error.reason.startswith("MODEL_") else None

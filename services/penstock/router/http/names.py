@@ -1,7 +1,13 @@
-"""Names of fields: from the proto's path and the parser's location to OpenAI's own names."""
+"""Names of fields: from the proto's path and the parser's location to OpenAI's own names.
+
+Whatever finds a fault, validation, the plan or a back end, names the proto's path. Here alone that
+becomes what a client of OpenAI's API knows.
+"""
 
 import re
 from collections.abc import Callable, Sequence
+
+from penstock.router.validation.faults import shown
 
 _CHAT = (
     (r"^input\.(tools\[\d+\])\.(name|description|strict)", r"\1.function.\2"),
@@ -17,6 +23,7 @@ _CHAT = (
     (r"^client_request_id", "x-client-request-id"),
     (r"^input\.", ""),
 )
+_WORD = re.compile(r"[\w$-]{1,64}", re.ASCII)
 _RULES = tuple((re.compile(pattern), text) for pattern, text in _CHAT)
 
 
@@ -38,5 +45,11 @@ def of_location(location: Sequence[str | int]) -> str:
         if isinstance(part, int):
             path += f"[{part}]"
         elif not part.startswith("<") and part != "[key]":
-            path += f".{part}" if path else part
+            name = of_key(part)
+            path += f".{name}" if path else name
     return path or "(body)"
+
+
+def of_key(key: str) -> str:
+    """A key that a client made up, quoted and cut where it is no plain word."""
+    return key if _WORD.fullmatch(key) else shown(key)

@@ -1,4 +1,7 @@
-"""From an HTTP request to the message that both fronts speak. Every fault of the shape at once."""
+"""From an HTTP request to the message that both fronts speak. Every fault of the shape at once.
+
+All of it happens on the event loop, so that what a body may cost is bounded before it is read.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,10 +13,16 @@ from pydantic import ValidationError
 from penstock.core.errors import InvalidRequest
 from penstock.router.http import schema
 from penstock.router.http.headers import cache_control, data_class, timeout_seconds
-from penstock.router.http.names import of_location, to_openai
+from penstock.router.http.names import of_key, of_location, to_openai
 from penstock.router.v1.router_pb2 import GenerateRequest
 from penstock.router.validation.faults import Faults, shown
+from penstock.router.validation.values import values_in
 from penstock.type.v1 import chat_pb2
+
+VALUES_MAX = 32_768
+"""Of a body; each costs up to some microseconds. A thousand messages, all of them calls of tools or
+answers to these, and 128 tools of eight parameters have 14,000.
+"""
 
 _encode = msgspec.json.Encoder().encode
 _ROLES = {
@@ -53,7 +62,7 @@ def chat(body: bytes, headers: Mapping[str, str]) -> Parsed:
     """A request of /v1/chat/completions.
 
     Raises:
-        InvalidRequest: INVALID_JSON, or all faults of the shape.
+        InvalidRequest: REQUEST_TOO_LARGE, INVALID_JSON, or all faults of the shape.
     """
     read, faults = _read(schema.ChatBody, body)
     message = _message(read, headers, faults)
@@ -83,7 +92,7 @@ def completion(body: bytes, headers: Mapping[str, str]) -> Parsed:
     """A request of /v1/completions.
 
     Raises:
-        InvalidRequest: INVALID_JSON, or all faults of the shape.
+        InvalidRequest: REQUEST_TOO_LARGE, INVALID_JSON, or all faults of the shape.
     """
     read, faults = _read(schema.CompletionBody, body)
     message = _message(read, headers, faults)
@@ -102,6 +111,14 @@ def completion(body: bytes, headers: Mapping[str, str]) -> Parsed:
 
 
 def _read(kind: type[B], body: bytes) -> tuple[B, Faults]:
+    # A value has a byte at least.
+    if len(body) > VALUES_MAX and values_in(body, VALUES_MAX) > VALUES_MAX:
+        raise InvalidRequest(
+            f"the body has too many values; at most {VALUES_MAX} in all its lists and objects. "
+            "Trim the history, or simplify the tools.",
+            reason="REQUEST_TOO_LARGE",
+            metadata={"limit_values": str(VALUES_MAX)},
+        )
     faults = Faults()
     try:
         read = kind.model_validate_json(body)
@@ -114,6 +131,8 @@ def _read(kind: type[B], body: bytes) -> tuple[B, Faults]:
                 reason="INVALID_JSON",
             ) from None
         for fault in found:
+            if faults.are_too_many:
+                break
             faults.add(of_location(fault["loc"]), _told(fault))
         _add_unknown(faults, _unknown_of(kind, body))
         raise faults.error() from None
@@ -139,15 +158,17 @@ def _unknown_of(kind: type[schema.Common], body: bytes) -> dict[str, Any]:
         return {}
     if not isinstance(given, dict):
         return {}
-    return {name: value for name, value in given.items() if name not in kind.model_fields}
+    known = kind.model_fields
+    return {name: value for name, value in given.items() if name not in known}
 
 
 def _add_unknown(faults: Faults, unknown: Mapping[str, Any]) -> None:
     for name, value in unknown.items():
+        if faults.are_too_many:
+            return
         if value is None and name in schema.REMEDIES:
             continue
-        told = schema.REMEDIES.get(name, schema.UNKNOWN_FIELD)
-        faults.add(name if name.isidentifier() and len(name) < 64 else shown(name), told)
+        faults.add(of_key(name), schema.REMEDIES.get(name, schema.UNKNOWN_FIELD))
 
 
 def _message(read: schema.Common, headers: Mapping[str, str], faults: Faults) -> GenerateRequest:

@@ -1,13 +1,17 @@
 """Bodies of requests as OpenAI's API defines them. Shapes only: limits are `validation`'s task.
 
+Of a list or a map, only the first wrong member is a fault: it may have thousands.
+
 A field that we cannot honour is refused by name, with its remedy: an answer that quietly lacks what
 was asked for is worse than an error. `null` is the same as absent, as with OpenAI.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
+T = TypeVar("T")
+ListOf = Annotated[list[T], Field(fail_fast=True)]
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 
@@ -23,6 +27,7 @@ REMEDIES = {
     "guided_json": "is not part of OpenAI's API; use `response_format`",
     "timeout": "is no field of the body; send the header x-penstock-timeout-ms",
     "suffix": "is not supported; write the whole text into the prompt",
+    "response_format": "works with messages only; send it to /v1/chat/completions",
     "input": "belongs to the Responses API, which is not served here; send `messages`",
 }
 """Fields of OpenAI's API, and of other servers', that people send."""
@@ -71,14 +76,14 @@ class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: (
         Annotated[
-            Annotated[str, Tag("<text>")] | Annotated[list[Part], Tag("<list>")],
+            Annotated[str, Tag("<text>")] | Annotated[ListOf[Part], Tag("<list>")],
             Discriminator(_text_or_list),
         ]
         | None
     ) = None
     name: str | None = None
     refusal: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: ListOf[ToolCall] | None = None
     tool_call_id: str | None = None
     # What an SDK's answer carries beside its text when it is sent back as history.
     annotations: list[Any] | None = None
@@ -138,7 +143,7 @@ class Common(BaseModel):
     n: Int32 | None = None
     stop: (
         Annotated[
-            Annotated[str, Tag("<text>")] | Annotated[list[str], Tag("<list>")],
+            Annotated[str, Tag("<text>")] | Annotated[ListOf[str], Tag("<list>")],
             Discriminator(_text_or_list),
         ]
         | None
@@ -148,14 +153,14 @@ class Common(BaseModel):
     top_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[Int32, float] | None = None
+    logit_bias: Annotated[dict[Int32, float], Field(fail_fast=True)] | None = None
     seed: Int64 | None = None
     user: str | None = None
 
 
 class ChatBody(Common):
-    messages: list[Message]
-    tools: list[Tool] | None = None
+    messages: ListOf[Message]
+    tools: ListOf[Tool] | None = None
     tool_choice: (
         Annotated[
             Annotated[Literal["none", "auto", "required"], Tag("<word>")]
@@ -170,11 +175,11 @@ class ChatBody(Common):
     top_logprobs: Int32 | None = None
     max_completion_tokens: Int64 | None = None
     reasoning_effort: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], Field(fail_fast=True)] | None = None
     # The ones below change nothing that we answer; any other value is refused.
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: ListOf[Literal["text"]] | None = None
     safety_identifier: str | None = None
     """OpenAI's successor of `user`."""
     prompt_cache_key: str | None = None
@@ -183,7 +188,7 @@ class ChatBody(Common):
 
 class CompletionBody(Common):
     prompt: Annotated[
-        Annotated[str, Tag("<text>")] | Annotated[list[str], Tag("<list>")],
+        Annotated[str, Tag("<text>")] | Annotated[ListOf[str], Tag("<list>")],
         Discriminator(_text_or_list),
     ]
     logprobs: Int32 | None = None

@@ -11,6 +11,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from penstock.core.server import DRAIN_SECONDS, PortInUse
+from penstock.router.http.protocol import BoundedProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class HttpServer:
         self._server = _Quiet(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=BoundedProtocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,

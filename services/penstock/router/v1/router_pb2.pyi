@@ -402,6 +402,7 @@ class Model(_message.Message):
     OUTPUT_NANO_USD_PER_MTOK_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
     READY_REPLICAS_FIELD_NUMBER: _builtins.int
+    SUPPORTS_TOOLS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """As it is written into `model` of a request."""
     kind: Global___Model.Kind.ValueType
@@ -412,6 +413,8 @@ class Model(_message.Message):
     output_nano_usd_per_mtok: _builtins.int
     ready_replicas: _builtins.int
     """Replicas that can serve now; only for local models."""
+    supports_tools: _builtins.bool
+    """Whether requests with tools may go to it; only for local models."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models an alias may be answered by, in the order of preference."""
@@ -427,10 +430,11 @@ class Model(_message.Message):
         output_nano_usd_per_mtok: _builtins.int | None = ...,
         targets: _abc.Iterable[_builtins.str] | None = ...,
         ready_replicas: _builtins.int | None = ...,
+        supports_tools: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_input_nano_usd_per_mtok", b"_input_nano_usd_per_mtok", "_output_nano_usd_per_mtok", b"_output_nano_usd_per_mtok", "_ready_replicas", b"_ready_replicas", "input_nano_usd_per_mtok", b"input_nano_usd_per_mtok", "output_nano_usd_per_mtok", b"output_nano_usd_per_mtok", "ready_replicas", b"ready_replicas"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_input_nano_usd_per_mtok", b"_input_nano_usd_per_mtok", "_output_nano_usd_per_mtok", b"_output_nano_usd_per_mtok", "_ready_replicas", b"_ready_replicas", "_supports_tools", b"_supports_tools", "input_nano_usd_per_mtok", b"input_nano_usd_per_mtok", "output_nano_usd_per_mtok", b"output_nano_usd_per_mtok", "ready_replicas", b"ready_replicas", "supports_tools", b"supports_tools"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input_nano_usd_per_mtok", b"_input_nano_usd_per_mtok", "_output_nano_usd_per_mtok", b"_output_nano_usd_per_mtok", "_ready_replicas", b"_ready_replicas", "context_tokens", b"context_tokens", "id", b"id", "input_nano_usd_per_mtok", b"input_nano_usd_per_mtok", "kind", b"kind", "max_output_tokens", b"max_output_tokens", "output_nano_usd_per_mtok", b"output_nano_usd_per_mtok", "ready_replicas", b"ready_replicas", "targets", b"targets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input_nano_usd_per_mtok", b"_input_nano_usd_per_mtok", "_output_nano_usd_per_mtok", b"_output_nano_usd_per_mtok", "_ready_replicas", b"_ready_replicas", "_supports_tools", b"_supports_tools", "context_tokens", b"context_tokens", "id", b"id", "input_nano_usd_per_mtok", b"input_nano_usd_per_mtok", "kind", b"kind", "max_output_tokens", b"max_output_tokens", "output_nano_usd_per_mtok", b"output_nano_usd_per_mtok", "ready_replicas", b"ready_replicas", "supports_tools", b"supports_tools", "targets", b"targets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__input_nano_usd_per_mtok: _TypeAlias = _typing.Literal["input_nano_usd_per_mtok"]  # noqa: Y015
     _WhichOneofArgType__input_nano_usd_per_mtok: _TypeAlias = _typing.Literal["_input_nano_usd_per_mtok", b"_input_nano_usd_per_mtok"]  # noqa: Y015
@@ -438,12 +442,16 @@ class Model(_message.Message):
     _WhichOneofArgType__output_nano_usd_per_mtok: _TypeAlias = _typing.Literal["_output_nano_usd_per_mtok", b"_output_nano_usd_per_mtok"]  # noqa: Y015
     _WhichOneofReturnType__ready_replicas: _TypeAlias = _typing.Literal["ready_replicas"]  # noqa: Y015
     _WhichOneofArgType__ready_replicas: _TypeAlias = _typing.Literal["_ready_replicas", b"_ready_replicas"]  # noqa: Y015
+    _WhichOneofReturnType__supports_tools: _TypeAlias = _typing.Literal["supports_tools"]  # noqa: Y015
+    _WhichOneofArgType__supports_tools: _TypeAlias = _typing.Literal["_supports_tools", b"_supports_tools"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__input_nano_usd_per_mtok) -> _WhichOneofReturnType__input_nano_usd_per_mtok | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__output_nano_usd_per_mtok) -> _WhichOneofReturnType__output_nano_usd_per_mtok | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ready_replicas) -> _WhichOneofReturnType__ready_replicas | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__supports_tools) -> _WhichOneofReturnType__supports_tools | None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
 

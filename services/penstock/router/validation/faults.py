@@ -1,7 +1,6 @@
 """The faults of one request, collected; told as one InvalidRequest."""
 
 import math
-from collections.abc import Callable
 
 from penstock.core.errors import FieldViolation, InvalidRequest
 
@@ -14,19 +13,21 @@ SHOWN_CHARACTERS_MAX = 48
 
 def shown(value: object) -> str:
     """A value as it is quoted in an error: printable ASCII and short."""
-    text = ascii(value)
+    # Cut before it is quoted too: it may have megabytes.
+    text = ascii(value[: SHOWN_CHARACTERS_MAX + 1] if isinstance(value, str) else value)
     if len(text) <= SHOWN_CHARACTERS_MAX:
         return text
     return f"{text[:SHOWN_CHARACTERS_MAX]}…"
 
 
 class Faults:
-    """Collects violations in the order of the fields; more than can be told are counted."""
+    """Collects violations in the order of the fields, as many as can be told."""
 
     def __init__(self) -> None:
         self._found: list[FieldViolation] = []
         self._characters = 0
-        self._untold = 0
+        self.are_too_many = False
+        """Further ones are left out: whoever looks through a long list may stop."""
 
     def __bool__(self) -> bool:
         return bool(self._found)
@@ -34,7 +35,7 @@ class Faults:
     def add(self, field: str, description: str) -> None:
         self._characters += len(field) + len(description)
         if self._found and self._characters > TEXT_CHARACTERS_MAX:
-            self._untold += 1
+            self.are_too_many = True
             return
         self._found.append(FieldViolation(field, description))
 
@@ -43,9 +44,9 @@ class Faults:
         if not math.isfinite(value) or not low <= value <= high:
             self.add(field, f"{value} is not from {low:g} to {high:g}; {remedy}")
 
-    def error(self, rename: Callable[[str], str] = str) -> InvalidRequest:
-        """All that was found, the fields named as the caller's front names them."""
-        told = [FieldViolation(rename(v.field), v.description) for v in self._found]
-        if self._untold:
-            told.append(FieldViolation("(request)", f"has {self._untold} more faults"))
-        return InvalidRequest.of(told)
+    def error(self) -> InvalidRequest:
+        """All that was found."""
+        if not self.are_too_many:
+            return InvalidRequest.of(self._found)
+        more = FieldViolation("(request)", "has more faults; mend these first")
+        return InvalidRequest.of([*self._found, more])

@@ -14,6 +14,7 @@ ROLES = {
     Role.ROLE_ASSISTANT: "assistant",
     Role.ROLE_TOOL: "tool",
 }
+MESSAGES_ONLY = ("tools", "response_format", "reasoning_effort")
 FUNCTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 PARTICIPANT_NAME = re.compile(r"[^\s<|\\/>\x00-\x1f]{1,64}")
 IMAGE_DATA_URL = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,")
@@ -24,6 +25,14 @@ TOOL_CALL_ID_CHARACTERS_MAX = 128
 PARTS_MAX = 256
 """Of one message; more is a client that splits text needlessly."""
 
+TOOL_CALLS_MAX = 256
+"""Of one message; models make a few."""
+
+PIECES_MAX = 16_384
+"""Parts and tool calls of all messages, beyond one for each: looking at them takes time on the
+event loop.
+"""
+
 
 def check_prompt_or_messages(faults: Faults, chat: ChatInput, limits: Limits) -> None:
     has_prompt = chat.HasField("prompt")
@@ -32,6 +41,7 @@ def check_prompt_or_messages(faults: Faults, chat: ChatInput, limits: Limits) ->
     elif has_prompt:
         if not chat.prompt:
             faults.add("input.prompt", "is empty; send at least one character")
+        _check_messages_only(faults, chat)
     elif not chat.messages:
         faults.add("input.messages", "is empty; send at least one message")
     if len(chat.messages) > limits.messages_max:
@@ -40,10 +50,31 @@ def check_prompt_or_messages(faults: Faults, chat: ChatInput, limits: Limits) ->
             f"has {len(chat.messages)} messages; at most {limits.messages_max}, trim the history",
         )
         return
+    pieces = sum(len(m.content) + len(m.tool_calls) for m in chat.messages) - len(chat.messages)
+    if pieces > PIECES_MAX:
+        faults.add(
+            "input.messages",
+            f"have {pieces} parts and tool calls beyond one each; at most {PIECES_MAX}, "
+            "join the texts or trim the history",
+        )
+        return
     called: set[str] = set()
     for index, message in enumerate(chat.messages):
+        if faults.are_too_many:
+            return
         _check_message(faults, f"input.messages[{index}]", message, called)
         called.update(call.id for call in message.tool_calls)
+
+
+def _check_messages_only(faults: Faults, chat: ChatInput) -> None:
+    """Raw completions have no place for them: left out in silence, the answer would lack them."""
+    given = {field.name for field, _ in chat.ListFields()}
+    for name in MESSAGES_ONLY:
+        if name in given:
+            faults.add(
+                f"input.{name}",
+                "works with messages only, not with a raw prompt; send messages, or leave it out",
+            )
 
 
 def _check_message(faults: Faults, path: str, message: Message, called: set[str]) -> None:
@@ -110,6 +141,9 @@ def _check_image(faults: Faults, path: str, image: ImageUrl) -> None:
 def _check_tool_calls(faults: Faults, path: str, message: Message, role: str) -> None:
     if message.tool_calls and role != "assistant":
         faults.add(f"{path}.tool_calls", f"belong to messages of the assistant only, not of {role}")
+        return
+    if len(message.tool_calls) > TOOL_CALLS_MAX:
+        faults.add(f"{path}.tool_calls", f"are over {TOOL_CALLS_MAX}; trim the history")
         return
     for index, call in enumerate(message.tool_calls):
         if not 1 <= len(call.id) <= TOOL_CALL_ID_CHARACTERS_MAX:

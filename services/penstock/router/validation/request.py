@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Callable
 from difflib import get_close_matches
 
 from penstock.core.catalogue import Catalogue, Limits
@@ -14,6 +13,7 @@ from penstock.router.v1.router_pb2 import DataClass, GenerateRequest
 from penstock.router.validation import sampling
 from penstock.router.validation.faults import Faults, shown
 from penstock.router.validation.messages import check_prompt_or_messages
+from penstock.router.validation.schema import Schemas
 from penstock.router.validation.tools import check_format, check_tools
 
 MODEL_CHARACTERS_MAX = 160
@@ -29,22 +29,17 @@ CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 """The ledger's database cannot store a NUL, and line breaks have no place in labels."""
 
-Rename = Callable[[str], str]
 
-
-def validate(
-    request: GenerateRequest, catalogue: Catalogue, principal: Principal, rename: Rename = str
-) -> None:
+def validate(request: GenerateRequest, catalogue: Catalogue, principal: Principal) -> None:
     """Passes a request that can be planned.
 
     Args:
         request: As it came.
         catalogue: The one in use.
         principal: Whose request it is.
-        rename: From the proto's path of a field to what the caller's API calls it.
 
     Raises:
-        InvalidRequest: all faults together.
+        InvalidRequest: all faults together, each with the proto's path of its field.
         NotFound: MODEL_NOT_FOUND.
         PermissionDenied: MODEL_NOT_ALLOWED.
     """
@@ -57,8 +52,9 @@ def validate(
     route = _resolved(request.model, catalogue, principal)
     _check_model(faults, request.model)
     check_prompt_or_messages(faults, chat, limits)
-    check_tools(faults, chat, limits)
-    check_format(faults, chat)
+    schemas = Schemas()
+    check_tools(faults, chat, limits, schemas)
+    check_format(faults, chat, schemas)
     sampling.check_sampling(faults, chat, limits)
     if isinstance(route, PenstockError):
         sampling.check_without_model(faults, chat)
@@ -66,7 +62,7 @@ def validate(
         sampling.check_against_targets(faults, chat, catalogue, route.targets, request.model)
     _check_envelope(faults, request)
     if faults:
-        raise faults.error(rename)
+        raise faults.error()
     if isinstance(route, PenstockError):
         raise route
 
@@ -157,7 +153,9 @@ def _resolved(model: str, catalogue: Catalogue, principal: Principal) -> Route |
 def _not_found(model: str, catalogue: Catalogue, principal: Principal) -> NotFound:
     usable = usable_names(catalogue, principal.allowed_models)
     ends = [name for name in usable if name.partition("/")[2] == model]
-    close = (ends or get_close_matches(model, usable, n=3, cutoff=0.6))[:3]
+    # No name is longer; comparing takes time with each letter.
+    start = model[:MODEL_CHARACTERS_MAX]
+    close = (ends or get_close_matches(start, usable, n=3, cutoff=0.6))[:3]
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     return NotFound(
         f"model: {shown(model)} does not exist.{hint} This key may use: {_listed(usable)}.",

@@ -10,7 +10,8 @@ STOP_MAX = 4
 STOP_CHARACTERS_MAX = 512
 LOGIT_BIAS_MAX = 1_024
 TOP_LOGPROBS_MAX = 20
-REASONING_EFFORTS = ("minimal", "low", "medium", "high")
+REASONING_EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+"""OpenAI's; which of them one model takes, its provider says."""
 
 
 def check_sampling(faults: Faults, chat: ChatInput, limits: Limits) -> None:

@@ -1,16 +1,26 @@
 """JSON schemas that a request carries: those of its tools, and that of its answer's format."""
 
 import json
-import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeGuard
 
-import jsonschema
-from jsonschema.exceptions import SchemaError
+from penstock.router.validation.faults import shown
+from penstock.router.validation.keywords import shape_fault
+from penstock.router.validation.patterns import pattern_fault
+from penstock.router.validation.values import values_in
 
 SCHEMA_BYTES_MAX = 32 * 1024
-"""Checking takes time on the event loop; schemas of real tools are a few KiB."""
+"""Schemas of real tools are a few KiB."""
+
+SCHEMA_VALUES_MAX = 16_384
+"""Of all schemas of a request: each costs some microseconds of the event loop. A tool of ten
+parameters has about forty.
+"""
+
+PATTERN_CHARACTERS_MAX = 32_768
+"""Of all patterns of a request, for the same reason."""
 
 SCHEMA_DEPTH_MAX = 64
 """Deeper nesting breaks recursive readers down the line."""
@@ -31,43 +41,71 @@ _BOUNDS = (
 )
 _COUNTS = frozenset(name for pair in _BOUNDS[:4] for name in pair)
 
-_BRACES = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{([^}]*)\}?", re.DOTALL)
-"""Those of a pattern that repeat: not escaped, and in no class of characters."""
-_REPEAT = re.compile(r"([0-9]{0,9})(?:,([0-9]{0,9}))?", re.ASCII)
+
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    fault: str | None
+    pattern_characters: int = 0
 
 
-def fault_of(text: str) -> str | None:
-    """What is wrong with a JSON schema's text; None: nothing."""
-    size = len(text.encode())
-    if size > SCHEMA_BYTES_MAX:
-        return f"is {size} bytes long; at most {SCHEMA_BYTES_MAX}, shorten the schema"
-    return _fault_of_short(text)
+class Schemas:
+    """Those of one request. What they have together is bounded: the one that goes beyond is at
+    fault, and of the rest none is read.
+    """
+
+    def __init__(self) -> None:
+        self._values = 0
+        self._pattern_characters = 0
+
+    def fault_of(self, text: str) -> str | None:
+        """What is wrong with the next schema's text; None: nothing, or it was not read."""
+        if self._are_beyond():
+            return None
+        encoded = text.encode()
+        if len(encoded) > SCHEMA_BYTES_MAX:
+            return f"is {len(encoded)} bytes long; at most {SCHEMA_BYTES_MAX}, shorten the schema"
+        self._values += values_in(encoded, SCHEMA_VALUES_MAX)
+        verdict = _Verdict(None) if self._are_beyond() else _verdict(text)
+        self._pattern_characters += verdict.pattern_characters
+        if self._are_beyond():
+            return (
+                f"brings the request's schemas over {SCHEMA_VALUES_MAX} values, or over "
+                f"{PATTERN_CHARACTERS_MAX} characters of patterns, in all; simplify them"
+            )
+        return verdict.fault
+
+    def _are_beyond(self) -> bool:
+        return self._values > SCHEMA_VALUES_MAX or self._pattern_characters > PATTERN_CHARACTERS_MAX
 
 
 @lru_cache(maxsize=SCHEMAS_KEPT)
-def _fault_of_short(text: str) -> str | None:
+def _verdict(text: str) -> _Verdict:
     try:
         schema = json.loads(text)
     except json.JSONDecodeError as error:
-        return f"is no valid JSON: {error.msg} at character {error.pos}; send a JSON schema as text"
+        return _Verdict(
+            f"is no valid JSON: {error.msg} at character {error.pos}; send a JSON schema as text"
+        )
     except (RecursionError, ValueError):
-        return "is no valid JSON: nested too deeply or a number too long; simplify the schema"
+        return _Verdict(
+            "is no valid JSON: nested too deeply or a number too long; simplify the schema"
+        )
     if not isinstance(schema, dict):
-        return 'is no JSON object; send a JSON schema, e.g. {"type": "object"}'
-    structural = _structural_fault(schema)
-    if structural:
-        return structural
-    try:
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        where = "/".join(str(p) for p in error.absolute_path) or "(root)"
-        return f"is no valid JSON schema: {error.message[:200]} at {where}; mend the schema"
-    except (OverflowError, RecursionError):
-        return "has a pattern that is nested too deeply or repeats too often; simplify it"
-    return None
+        return _Verdict('is no JSON object; send a JSON schema, e.g. {"type": "object"}')
+    patterns: list[str] = []
+    if fault := _structural_fault(schema, patterns):
+        return _Verdict(fault)
+    if fault := shape_fault(schema):
+        return _Verdict(f"is no valid JSON schema: {fault}; mend the schema")
+    characters = sum(map(len, patterns))
+    if characters <= PATTERN_CHARACTERS_MAX:
+        for pattern in patterns:
+            if fault := pattern_fault(pattern):
+                return _Verdict(f"has a pattern {fault}", characters)
+    return _Verdict(None, characters)
 
 
-def _structural_fault(schema: dict[str, Any]) -> str | None:
+def _structural_fault(schema: dict[str, Any], patterns: list[str]) -> str | None:
     """Depth, references that point out of the schema (nothing is fetched for a request), and what
     makes an engine's grammar compiler run for ever, which would stop it for everybody.
     """
@@ -79,8 +117,9 @@ def _structural_fault(schema: dict[str, Any]) -> str | None:
                 reference = node.get("$ref")
                 if isinstance(reference, str) and not reference.startswith("#"):
                     return f"refers to {reference[:100]!r}; only references within it (#/…) work"
-                if fault := _bounds_fault(node) or _pattern_fault(node.get("pattern")):
+                if fault := _bounds_fault(node):
                     return fault
+                patterns += _patterns(node)
                 below += node.values()
             elif isinstance(node, list):
                 below += node
@@ -92,12 +131,17 @@ def _structural_fault(schema: dict[str, Any]) -> str | None:
 
 def _bounds_fault(node: Mapping[str, Any]) -> str | None:
     for low, high in _BOUNDS:
+        if low not in node and high not in node:
+            continue
         least, most = node.get(low), node.get(high)
         for name, value in ((low, least), (high, most)):
             if name in _COUNTS and _is_number(value) and value > COUNT_MAX:
                 return f"has a {name} over {COUNT_MAX}; lower it, or leave it out"
         if _is_number(least) and _is_number(most) and least > most:
-            return f"allows nothing: its {low} is {least}, its {high} is {most}; mend the two"
+            told = f"its {low} is {shown(least)}, its {high} is {shown(most)}"
+            return f"allows nothing: {told}; mend the two"
+    if node.get("enum") == []:
+        return "allows nothing: it has an empty enum; name a value, or leave it out"
     return None
 
 
@@ -105,16 +149,7 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _pattern_fault(pattern: Any) -> str | None:
-    """Braces that are no repetition: some engines read them as text, others as one all the same."""
-    for found in _BRACES.finditer(pattern) if isinstance(pattern, str) else ():
-        if found[1] is None:
-            continue
-        repeat = _REPEAT.fullmatch(found[1])
-        least, most = (repeat[1], repeat[2]) if repeat else ("", None)
-        if not (least or most) or (least and most and int(least) > int(most)):
-            return (
-                f"has a pattern with {found[0][:32]!r}, which is no repetition such as {{2,5}}; "
-                "write \\{ where the brace itself is meant"
-            )
-    return None
+def _patterns(node: Mapping[str, Any]) -> list[str]:
+    pattern, by_pattern = node.get("pattern"), node.get("patternProperties")
+    found = [pattern] if isinstance(pattern, str) else []
+    return found + list(by_pattern) if isinstance(by_pattern, dict) else found

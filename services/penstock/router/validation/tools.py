@@ -3,7 +3,7 @@
 from penstock.core.catalogue import Limits
 from penstock.router.validation.faults import Faults, shown
 from penstock.router.validation.messages import FUNCTION_NAME
-from penstock.router.validation.schema import fault_of
+from penstock.router.validation.schema import Schemas
 from penstock.type.v1.chat_pb2 import ChatInput, ResponseFormat, Tool, ToolChoice
 
 TOOL_DESCRIPTION_CHARACTERS_MAX = 16_384
@@ -11,32 +11,24 @@ TOOL_DESCRIPTION_CHARACTERS_MAX = 16_384
 
 FORMAT_DESCRIPTION_CHARACTERS_MAX = 1_024
 
-SCHEMAS_BYTES_MAX = 512 * 1024
-"""Of all tools together: checking them takes time on the event loop."""
 
-
-def check_tools(faults: Faults, chat: ChatInput, limits: Limits) -> None:
+def check_tools(faults: Faults, chat: ChatInput, limits: Limits, schemas: Schemas) -> None:
     if len(chat.tools) > limits.tools_max:
         faults.add(
             "input.tools", f"has {len(chat.tools)} tools; at most {limits.tools_max}, drop some"
         )
         return
-    if sum(len(tool.parameters_json) for tool in chat.tools) > SCHEMAS_BYTES_MAX:
-        faults.add("input.tools", f"have schemas over {SCHEMAS_BYTES_MAX} bytes; shorten them")
-        return
     seen: set[str] = set()
     for index, tool in enumerate(chat.tools):
-        _check_tool(faults, f"input.tools[{index}]", tool, seen)
+        _check_tool(faults, f"input.tools[{index}]", tool, seen, schemas)
         seen.add(tool.name)
-    if chat.tools and chat.HasField("prompt"):
-        faults.add("input.tools", "work with messages only, not with a raw prompt")
     if chat.HasField("tool_choice"):
         _check_choice(faults, chat.tool_choice, seen)
     if chat.HasField("parallel_tool_calls") and not chat.tools:
         faults.add("input.parallel_tool_calls", "is set without tools; leave it out or send tools")
 
 
-def _check_tool(faults: Faults, path: str, tool: Tool, seen: set[str]) -> None:
+def _check_tool(faults: Faults, path: str, tool: Tool, seen: set[str], schemas: Schemas) -> None:
     if not FUNCTION_NAME.fullmatch(tool.name):
         faults.add(
             f"{path}.name", f"{shown(tool.name)} is not 1 to 64 of [A-Za-z0-9_-]; rename the tool"
@@ -48,7 +40,7 @@ def _check_tool(faults: Faults, path: str, tool: Tool, seen: set[str]) -> None:
             f"{path}.description",
             f"is over {TOOL_DESCRIPTION_CHARACTERS_MAX} characters long; shorten it",
         )
-    fault = fault_of(tool.parameters_json) if tool.parameters_json else None
+    fault = schemas.fault_of(tool.parameters_json) if tool.parameters_json else None
     if fault:
         faults.add(f"{path}.parameters_json", fault)
 
@@ -74,7 +66,7 @@ def _check_choice(faults: Faults, choice: ToolChoice, names: set[str]) -> None:
         )
 
 
-def check_format(faults: Faults, chat: ChatInput) -> None:
+def check_format(faults: Faults, chat: ChatInput, schemas: Schemas) -> None:
     if not chat.HasField("response_format"):
         return
     given = chat.response_format
@@ -104,5 +96,5 @@ def check_format(faults: Faults, chat: ChatInput) -> None:
         )
     if not given.schema_json:
         faults.add("input.response_format.schema_json", "is empty; send a JSON schema")
-    elif fault := fault_of(given.schema_json):
+    elif fault := schemas.fault_of(given.schema_json):
         faults.add("input.response_format.schema_json", fault)

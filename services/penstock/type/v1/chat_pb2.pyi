@@ -370,7 +370,9 @@ class ChatInput(_message.Message):
     max_tokens: _builtins.int
     """Upper bound of generated tokens of each choice. Absent: the catalogue's bound for the model."""
     reasoning_effort: _builtins.str
-    """"minimal", "low", "medium" or "high"; only for reasoning models."""
+    """"none", "minimal", "low", "medium", "high", "xhigh" or "max"; only for reasoning models, of which
+    each takes some of them.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]: ...
     @_builtins.property

@@ -8,7 +8,7 @@ import pytest
 
 from penstock.router.backends.base import Billing
 from penstock.router.backends.openai import OpenAIBackend
-from penstock.type.v1.chat_pb2 import Usage
+from penstock.type.v1.chat_pb2 import ChatInput, Usage
 from support.chat import chat
 from support.clock import HandClock
 from support.fake_upstream import (
@@ -87,8 +87,28 @@ async def test_a_faulty_request_is_told_in_the_providers_words_without_keys(
     for _ in range(4):
         failed = await failure(backend)
     assert failed.error.message == "acme refuses the request: seed is odd, [key]"
+    assert failed.error.violations == ()
     assert (failed.billing, failed.fall_back) == (Billing.NOTHING, False)
     assert backend.view.retry_after_seconds is None
+
+
+@pytest.mark.parametrize(
+    ("param", "field"),
+    [
+        ("seed", "input.seed"),
+        ("messages.[0].content", "input.messages"),
+        ("messages[0].content", "input.messages"),
+        ("response_format", "input.response_format"),
+        ("max_completion_tokens", "input.max_tokens"),
+    ],
+)
+async def test_a_faulty_request_names_our_field(
+    backend: OpenAIBackend, upstream: FakeUpstream, param: str, field: str
+) -> None:
+    upstream.answer = failing(400, param=param)
+    error = (await failure(backend)).error
+    assert [field] == [v.field for v in error.violations]
+    assert error.message == f"{field}: {error.violations[0].description}"
 
 
 async def test_a_prompt_that_is_too_long_may_go_elsewhere(
@@ -97,7 +117,16 @@ async def test_a_prompt_that_is_too_long_may_go_elsewhere(
     upstream.answer = failing(400, code="context_length_exceeded")
     failed = await failure(backend)
     assert failed.error.reason == "CONTEXT_LENGTH_EXCEEDED"
+    assert ["input.messages"] == [v.field for v in failed.error.violations]
     assert failed.fall_back
+
+
+async def test_a_raw_prompt_that_is_too_long_is_called_so(
+    backend: OpenAIBackend, upstream: FakeUpstream
+) -> None:
+    upstream.answer = failing(400, code="context_length_exceeded")
+    failed = await failure(backend, call(ChatInput(prompt="a", max_tokens=1)))
+    assert ["input.prompt"] == [v.field for v in failed.error.violations]
 
 
 @pytest.mark.parametrize(
