@@ -29,7 +29,8 @@ MARK = "STACK_UNDER_TEST"
 """In the environment of every process of the stack."""
 PAID_SIDE = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
 START_SECONDS = 300
-STOP_SECONDS = 90
+STOP_SECONDS = 240
+"""More than `down` itself waits before it kills: a busy machine is no fault."""
 
 
 @dataclass(frozen=True)

@@ -40,9 +40,10 @@ async def test_a_detached_start_that_is_interrupted_is_taken_back(idle, up_envir
 
 
 def long_request() -> GenerateRequest:
+    """It takes seconds, and also on a busy machine less than the router's drain."""
     text = ContentPart(text="Tell a long story.")
     messages = [Message(role=ROLE_USER, content=[text])]
-    return GenerateRequest(model="auto", input=ChatInput(messages=messages, max_tokens=300))
+    return GenerateRequest(model="auto", input=ChatInput(messages=messages, max_tokens=100))
 
 
 async def line_of(told: TextIO, words: str) -> None:

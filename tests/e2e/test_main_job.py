@@ -224,7 +224,7 @@ async def test_a_part_that_dies_while_the_file_is_faulty_starts_with_the_last_go
         return bool(stack.json("status")["config_faults"])
 
     stack.configure(n_max=4)
-    await until(lambda: not is_faulty())
+    await until(lambda: not is_faulty(), timeout_seconds=60)
     stack.configure(n_max="many")
     killed = stack.pid("router")
     os.kill(killed, signal.SIGKILL)
@@ -241,7 +241,7 @@ async def test_a_part_that_dies_while_the_file_is_faulty_starts_with_the_last_go
     assert killed != stack.pid("router")
     assert is_faulty()
     stack.configure(n_max=8)
-    await until(lambda: not is_faulty())
+    await until(lambda: not is_faulty(), timeout_seconds=60)
 
 
 @pytest.mark.parametrize("service", ["quota", "cache", "capacity", "router"])

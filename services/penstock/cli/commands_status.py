@@ -146,8 +146,10 @@ async def _replicas(state: State) -> dict[str, Replicas]:
             call = CapacityServiceStub(channel).WatchSnapshots(
                 WatchSnapshotsRequest(), metadata=(bearer(token),), timeout=LOOK_SECONDS
             )
-            first = await anext(aiter(call))
+            first = await anext(aiter(call), None)
     except grpc.aio.AioRpcError:
+        return {}
+    if first is None:  # it is about to end
         return {}
     return {
         f"{LOCAL_PROVIDER}/{pool.model}": Replicas(
@@ -187,6 +189,7 @@ def _show(
         out.print(Text(f"  {told}", style="yellow"))
     grpc, http = running.options["grpc_port"], running.options["http_port"]
     out.print(f"  gRPC {HOST}:{grpc}   HTTP http://{HOST}:{http}/v1")
+    out.print(Text(f"  configuration: {running.options['config']}"))
     if faults:
         out.print("[bold red]the configuration on disk is not in use:[/]")
         for fault in faults:

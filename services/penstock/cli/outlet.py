@@ -50,7 +50,7 @@ class Outlet(io.TextIOBase):
     def close(self) -> None:
         if not self.closed:
             with suppress(Full):
-                self._pieces.put_nowait(None)
+                self._pieces.put(None, timeout=LAST_SECONDS)
             self._writer.join(LAST_SECONDS)
         super().close()
 

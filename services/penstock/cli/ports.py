@@ -92,12 +92,13 @@ def demand_free(public: Public) -> None:
 def internal_ports(state: State, reserved: tuple[int, ...] = ()) -> Mapping[str, int]:
     """Port by name: the remembered ones that are still free, others picked anew and remembered."""
     kept = read_json(state.ports)
+    remembered = {port for port in kept.values() if isinstance(port, int)}
     taken = set(reserved)
     found: dict[str, int] = {}
     for name in INTERNAL:
         port = kept.get(name)
         if not isinstance(port, int) or port in taken or not is_free(port):
-            port = _pick(taken)
+            port = _pick(taken | remembered)
         found[name] = port
         taken.add(port)
     if found != kept:

@@ -70,7 +70,7 @@ class State:
 
     @property
     def run(self) -> Path:
-        """What lives only while Penstock runs: the lock, process records, ready files."""
+        """What lives only while Penstock runs: process records, ready files, the configuration."""
         return self.root / "run"
 
     @property

@@ -132,7 +132,8 @@ class Supervisor:
         Raises:
             CliError: it never was ready: this is the first start.
         """
-        why = f"cannot be started: {error.strerror}: {error.filename}"
+        where = f": {error.filename}" if error.filename else ""
+        why = f"cannot be started: {error.strerror or error}{where}"
         if not self._ready[service.name].is_set():
             raise CliError(
                 f"{service.name} {why}",

@@ -150,7 +150,7 @@ class _Run:
     def _record(self, children: Sequence[Child]) -> None:
         self._children = children
         records = tuple(c.record for c in children if c.record is not None)
-        me = processes.Record.of("penstock up", os.getpid())
+        me = processes.Record.of(lock.UP, os.getpid())
         running = processes.Running(
             me, records, self._plan.options.told, self._paid_variables, self._paid
         )

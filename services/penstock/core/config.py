@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 from watchfiles import awatch
+from watchfiles._rust_notify import WatchfilesRustInternalError
 
 from penstock.core.catalogue import Catalogue
 from penstock.core.config_faults import faults_between, field_faults
@@ -20,10 +21,9 @@ logger = logging.getLogger(__name__)
 FILE_BYTES_MAX = 4 * 1024 * 1024
 """A catalogue of thousands of models is far smaller; more is a wrong path."""
 
-
 LOOK_MS = 5000
-"""Between two looks at a file of which nothing is heard: where its folder itself was replaced, and
-on file systems of others, changes are not told."""
+"""Between two looks at a file of which nothing is heard: where its folder itself was replaced, on
+file systems of others, and where the system has no watch left to give, changes are not told."""
 
 
 class ConfigError(Exception):
@@ -141,7 +141,8 @@ class LiveCatalogue:
                     yield_on_timeout=True,
                 ):
                     await self._look(on_change, on_fault)
-            except FileNotFoundError:
+            except (OSError, WatchfilesRustInternalError):
+                # The folder is away or closed to us, or all of the system's watches are taken.
                 await asyncio.sleep(LOOK_MS / 1000)
 
     async def _look(

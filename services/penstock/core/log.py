@@ -15,11 +15,9 @@ _encode = msgspec.json.Encoder().encode
 CHATTY = ("httpx", "httpx2", "watchfiles")
 """They tell every request and every touched file; a log in a watched folder would feed itself."""
 
-
 LEVEL = "PENSTOCK_LOG_LEVEL"
 LEVEL_DEFAULT = "INFO"
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
-
 
 FILE_BYTES_MAX = 16 * 1024 * 1024
 """No process logs a line a request: at each start is often enough to look."""

@@ -217,7 +217,8 @@ def server_home(folder: Path, user: _User | None = None) -> Path:
         base = Path("/var/lib/penstock")
         base.mkdir(mode=0o711, parents=True, exist_ok=True)
         home = base / name
-        (folder / "location").write_text(f"{home}\n")
+        if kept_elsewhere(folder) != home:
+            (folder / "location").write_text(f"{home}\n")
     home.mkdir(mode=0o700, exist_ok=True)
     os.chown(home, user.uid, user.gid)
     return home
@@ -233,9 +234,11 @@ def remove(folder: Path) -> None:
 def kept_elsewhere(folder: Path) -> Path | None:
     """The folder of a cluster that does not lie in `folder`, since `nobody` cannot reach that."""
     try:
-        return Path((folder / "location").read_text().strip())
+        place = (folder / "location").read_text().strip()
     except FileNotFoundError:
         return None
+    # Empty where a full disk did not take it: as a path that would be whatever folder we stand in.
+    return Path(place) if place else None
 
 
 def running_pid(data: Path) -> int | None:

@@ -370,7 +370,9 @@ def refusal(ask: Ask, route: Route, the_plan: Plan, catalogue: Catalogue) -> Pen
             reason="DATA_CLASS_LOCAL_ONLY",
         )
     return FailedPrecondition(
-        f"the paid side is off: its API key is not configured ({told})", reason="PROVIDER_OFF"
+        f"the paid side is off: its API key is not configured ({told}); name a local model, or have"
+        " the router's operator set the key",
+        reason="PROVIDER_OFF",
     )
 
 

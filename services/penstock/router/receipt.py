@@ -4,7 +4,7 @@ from asyncio import CancelledError
 from dataclasses import dataclass, field
 
 from penstock.cache.v1.cache_pb2 import Answer, LookupResponse
-from penstock.core.catalogue import Catalogue
+from penstock.core.catalogue import LOCAL_PROVIDER, Catalogue
 from penstock.core.errors import PenstockError
 from penstock.router.estimate import Used
 from penstock.router.ledger_errors import POOL
@@ -82,7 +82,7 @@ class Tally:
 
     def receipt(self, attempt: Attempt, used: Used, catalogue: Catalogue) -> Receipt:
         """Of the attempt that answered; it was added last."""
-        baseline = baseline_cost_nano_usd(self.baseline, used.usage, catalogue)
+        baseline = baseline_cost_nano_usd(self.baseline, used.usage, catalogue, attempt.label)
         return Receipt(
             request_id=self.request_id,
             provider=attempt.label,
@@ -120,7 +120,7 @@ def of_stored(
     """
     shared = found.verdict == LookupResponse.VERDICT_SHARED
     answer: Answer = found.answer
-    saved = baseline_cost_nano_usd(baseline, answer.usage, catalogue)
+    saved = baseline_cost_nano_usd(baseline, answer.usage, catalogue, answer.provider)
     return Receipt(
         request_id=request_id,
         provider=CACHE,
@@ -136,10 +136,15 @@ def of_stored(
     )
 
 
-def baseline_cost_nano_usd(baseline: str, usage: Usage, catalogue: Catalogue) -> int:
-    """What the baseline model would have charged for these tokens, none of them cached."""
+def baseline_cost_nano_usd(baseline: str, usage: Usage, catalogue: Catalogue, provider: str) -> int:
+    """What the baseline model would have charged for these tokens. What `provider`, who answered,
+    found in its cache of prompts, the baseline's would have found, too; our own replicas' says
+    nothing of a provider's.
+    """
     price = catalogue.price_of(baseline)
     assert price is not None  # the catalogue was validated
     return price.cost_nano_usd(
-        prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_prompt_tokens=0 if provider == LOCAL_PROVIDER else usage.cached_prompt_tokens,
     )

@@ -1,5 +1,6 @@
 """After `kill -9` of the supervisor nothing stays for ever, and nothing of others is touched."""
 
+import io
 import os
 import signal
 import subprocess
@@ -25,11 +26,7 @@ with lock.locked(state, lock.UP):
     sys.stdin.read()
 """
 
-STOPPING = """
-with lock.locked(state, lock.DOWN):
-    print("ready", flush=True)
-    time.sleep(0.3)
-"""
+STOPPING = SWEEPING.replace("lock.UP", "lock.DOWN")
 
 QUIET = Console(quiet=True)
 
@@ -59,7 +56,7 @@ def supervisor(state: State) -> Iterator["subprocess.Popen[bytes]"]:
 def program(script: str, state: State) -> Iterator["subprocess.Popen[bytes]"]:
     """Another command, once it has the lock."""
     state.make()
-    imports = "import pathlib, sys, time; from penstock.cli import lock, state as states\n"
+    imports = "import pathlib, sys; from penstock.cli import lock, state as states\n"
     begin = f"{imports}state = states.State.at(pathlib.Path(sys.argv[1]))\n"
     command = [sys.executable, "-c", begin + script, str(state.root)]
     pipe = subprocess.PIPE
@@ -115,8 +112,15 @@ def test_down_ends_an_up_that_has_not_recorded_anything_yet(state: State) -> Non
 
 def test_down_waits_for_another_down_and_finds_nothing_left(state: State) -> None:
     with program(STOPPING, state) as other:
-        assert not down(QUIET, state)
-        other.wait(BOUND_SECONDS)
+
+        class Told(io.StringIO):
+            def write(self, text: str) -> int:
+                if "waiting for it" in text and other.stdin is not None:
+                    other.stdin.close()  # now it ends
+                return super().write(text)
+
+        assert not down(Console(file=Told(), width=1_000), state)
+        assert 0 == other.wait(BOUND_SECONDS)
 
 
 def test_a_recorded_pid_that_is_another_process_now_is_left_alone(state: State) -> None:

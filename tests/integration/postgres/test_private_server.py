@@ -175,6 +175,20 @@ def test_a_full_disk_is_told_before_anything_is_written(
     assert not (server_home(server.folder) / "data").exists()
 
 
+def test_an_empty_place_is_not_taken_for_the_folder_one_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, standing = tmp_path / "postgres", tmp_path / "standing"
+    for made in (folder, standing):
+        made.mkdir()
+    (standing / "kept").touch()
+    (folder / "location").touch()  # as a full disk leaves it
+    monkeypatch.chdir(standing)
+    remove(folder)
+    assert (standing / "kept").exists()
+    assert not folder.exists()
+
+
 def test_data_of_another_version_is_refused(server: PrivateServer) -> None:
     server.start()
     server.stop()

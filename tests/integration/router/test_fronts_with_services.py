@@ -153,9 +153,9 @@ async def test_identical_requests_in_flight_share_one_generation_that_is_billed_
 
 
 async def expire(real: Services, key: admin_pb2.CreateKeyResponse) -> None:
-    """As soon as may be: an end in the past is refused."""
+    """Soon, yet not before the ledger hears of it: an end in the past is refused."""
     update = admin_pb2.UpdateKeyRequest(key_id=key.key.id)
-    update.expires_at.FromDatetime(datetime.now(UTC) + timedelta(seconds=0.5))
+    update.expires_at.FromDatetime(datetime.now(UTC) + timedelta(seconds=2))
     await real.quota.admin.UpdateKey(update, metadata=ADMIN)
     ask = GetPrincipalRequest(key_hash=hashlib.sha256(key.secret.encode()).digest())
 

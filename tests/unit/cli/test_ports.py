@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,9 @@ from penstock.cli.state import State
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> State:
-    # Another Penstock of this machine may take a port of the real range at any moment.
-    monkeypatch.setattr(ports, "RANGE", range(20_000, 20_768))
+    # Another Penstock of this machine may take a port of the real range at any moment; it never
+    # comes to the last of those below, which Ray's heads claim from 20,000 on.
+    monkeypatch.setattr(ports, "RANGE", range(31_000, 31_768))
     found = State.at(tmp_path / "state")
     found.make()
     return found
@@ -36,8 +38,13 @@ def test_internal_ports_are_remembered_and_differ(state: State) -> None:
     assert first == ports.internal_ports(state)
 
 
-def test_a_remembered_port_that_somebody_took_is_picked_anew(state: State) -> None:
+def test_a_remembered_port_that_somebody_took_is_picked_anew(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = ports.internal_ports(state)
+    # The first that chance offers is one that another part remembers.
+    offered = chain([first["stand_in"]], ports.RANGE)
+    monkeypatch.setattr(ports.random, "choice", lambda _: next(offered))
     with socket.socket() as listener:
         listener.bind((ports.HOST, first["quota"]))
         listener.listen()

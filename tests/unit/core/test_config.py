@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from genai_prices.data import providers
+from watchfiles._rust_notify import WatchfilesRustInternalError
 
 import penstock
 from penstock.core import config
@@ -258,3 +259,17 @@ async def test_a_folder_that_was_replaced_is_looked_into_all_the_same(watched, m
     folder.mkdir()
     watched.write(4)
     assert 4 == await watched.taken()
+
+
+@pytest.mark.parametrize("refusal", [PermissionError, WatchfilesRustInternalError])
+async def test_where_nothing_can_be_watched_the_file_is_looked_at(tmp_path, monkeypatch, refusal):
+    def refused(*_, **__):
+        raise refusal("Too many open files")
+
+    monkeypatch.setattr(config, "awatch", refused)
+    monkeypatch.setattr(config, "LOOK_MS", 10)
+    path = tmp_path / "penstock.yaml"
+    path.write_text("version: 1\n")
+    async with watching(path, LiveCatalogue(path)) as watched:
+        watched.write(5)
+        assert 5 == await watched.taken()
