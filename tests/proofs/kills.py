@@ -25,6 +25,7 @@ from penstock.quota.audit import audit_dsn
 from proofs.processes import Child, ClientChild, QuotaChild, client_child, quota_child
 from proofs.servers import private_server
 from support.ledger import Ledger, migrated_database
+from support.postgres import crash
 
 VICTIMS = ("router", "quota", "postgres")
 LIMIT_NANO_USD = 40_000
@@ -57,7 +58,7 @@ class House:
     async def kill(self, what: str, rng: random.Random) -> None:
         """Kills one, and starts it again."""
         if what == "postgres":
-            await asyncio.to_thread(self.server.kill)
+            await asyncio.to_thread(crash, self.server)
             await asyncio.to_thread(self.server.start)
             return
         children: list[Child] = [*(self.routers if what == "router" else self.quotas)]

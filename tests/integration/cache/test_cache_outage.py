@@ -15,7 +15,7 @@ from penstock.core.postgres import MigrationError
 from penstock.core.postgres_server import PostgresServerError, PrivateServer, remove
 from penstock.core.telemetry import Telemetry
 from support.cache import TOKEN, join, keep, key, look, ready_at, router_side, running_cache, soon
-from support.postgres import fresh_database
+from support.postgres import crash, fresh_database
 from support.tcp import free_port
 from support.wait import until
 
@@ -54,7 +54,7 @@ async def test_the_cache_survives_a_crash_of_postgresql_without_a_restart(
         await answers.store(keep(fingerprint))
         lead = await answers.lookup(join(key()), soon())
         assert lead is not None
-        await asyncio.to_thread(own_server.kill)
+        await asyncio.to_thread(crash, own_server)
         await ready_at(cache.server.address, want=NOT_SERVING)
 
         async def is_missed() -> bool:
@@ -89,7 +89,7 @@ async def test_waiters_go_on_when_postgresql_comes_back(own_server: PrivateServe
         assert lead is not None
         waiter = asyncio.create_task(other.lookup(join(fingerprint, wait_ms_max=15_000), soon()))
         await until(lambda: bool(two.upkeep._waits.flights))
-        await asyncio.to_thread(own_server.kill)
+        await asyncio.to_thread(crash, own_server)
         await ready_at(two.server.address, want=NOT_SERVING)
         await start_again(own_server)
         async with asyncio.timeout(10):
